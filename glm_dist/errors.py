@@ -1,0 +1,47 @@
+"""The exceptions of glm_dist, one small tree.
+
+They stand apart so that every layer can raise them and a job can catch the root: whatever derives
+from `GlmDistError` is meant for the user and is printed without a stack trace. The message says the
+setting or file, the value got, the rule and the remedy.
+"""
+
+from collections.abc import Sequence
+
+
+class GlmDistError(Exception):
+    """Root of all errors a user can cause and mend."""
+
+
+class ConfigError(GlmDistError):
+    """A configuration is wrong; `problems` lists everything found, not only the first."""
+
+    def __init__(self, problems: str | Sequence[str]) -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        super().__init__("\n".join(self.problems))
+
+    def __reduce__(self) -> tuple[type["ConfigError"], tuple[list[str]]]:
+        return ConfigError, (self.problems,)
+
+
+class DataError(GlmDistError):
+    """Input text, a token shard, a manifest or a row table is missing, damaged or of another run."""
+
+
+class TokenizerError(GlmDistError):
+    """A tokenizer cannot be trained, read, or is not the one its dataset was made with."""
+
+
+class ModelError(GlmDistError):
+    """Weights or inputs do not fit the model."""
+
+
+class CheckpointError(GlmDistError):
+    """A checkpoint or run folder is missing, damaged or belongs to another run."""
+
+
+class LaunchError(GlmDistError):
+    """The cluster cannot run what was asked for."""
+
+
+class DependencyError(GlmDistError):
+    """An optional package is not installed."""
