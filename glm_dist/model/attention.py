@@ -1,0 +1,104 @@
+"""How a forward pass looks at its keys: one function for all layers, made once.
+
+It stands apart because the kernel depends on the device, the mask and the settings, and no layer
+should know: a layer calls `attend(query, key, value)`, whatever is behind it.
+"""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from glm_dist.model.settings import ModelSettings
+from glm_dist.objective.visibility import dense_mask, flex_mask_mod
+
+logger = logging.getLogger(__name__)
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries [B, H, Sq, D], keys and values [B, H, Sk, D] to outputs [B, H, Sq, D]."""
+
+FLEX_BLOCK_TOKENS = 128  # side of the blocks that flex attention skips whole
+
+
+def build_attend(
+    settings: ModelSettings, segment_ids: Tensor, prefix_ends: Tensor, training: bool
+) -> Attend:
+    """Attention over packed rows [B, S] by the kernel that the settings and the device allow."""
+    obstacle = _flex_obstacle(settings, segment_ids, training)
+    if settings.attention == "flex" and obstacle:
+        _warn_once(f"model.attention is flex, but {obstacle}; sdpa is used instead")
+    if settings.attention == "sdpa" or obstacle:
+        dropout = settings.attention_dropout if training else 0.0
+        return dense_attend(dense_mask(segment_ids, prefix_ends)[:, None], dropout)
+    return _flex_attend(segment_ids, prefix_ends)
+
+
+def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
+    """Scaled-dot-product attention under a bool mask that broadcasts to [B, H, Sq, Sk]; None: all.
+
+    A query must see at least one key.
+    """
+    biases: dict[torch.dtype, Tensor | None] = {}
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        # torch turns a bool mask into a bias in every call; here all layers share one.
+        if query.dtype not in biases:
+            biases[query.dtype] = None if mask is None else _bias(mask, query.dtype)
+        return F.scaled_dot_product_attention(query, key, value, biases[query.dtype], dropout)
+
+    return attend
+
+
+def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(
+        ~mask, float("-inf")
+    )
+
+
+def _flex_attend(segment_ids: Tensor, prefix_ends: Tensor) -> Attend:
+    rows, length = segment_ids.shape
+    on_cuda = segment_ids.is_cuda
+    create_block_mask, flex_attention = _flex_functions(compiled=on_cuda)
+    block_mask = create_block_mask(
+        flex_mask_mod(segment_ids, prefix_ends),
+        B=rows,
+        H=None,
+        Q_LEN=length,
+        KV_LEN=length,
+        device=segment_ids.device,
+        BLOCK_SIZE=FLEX_BLOCK_TOKENS,
+    )
+    return functools.partial(flex_attention, block_mask=block_mask)
+
+
+@functools.cache
+def _flex_functions(compiled: bool) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`create_block_mask` and `flex_attention`; compiled they hold no dense matrix."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    if not compiled:
+        return create_block_mask, flex_attention
+    return torch.compile(create_block_mask), torch.compile(flex_attention)
+
+
+def _flex_obstacle(settings: ModelSettings, segment_ids: Tensor, training: bool) -> str | None:
+    """Why flex attention cannot be used here, or None."""
+    length = segment_ids.shape[-1]
+    if not segment_ids.is_cuda and (settings.attention == "auto" or torch.is_grad_enabled()):
+        return "flex attention is trained on CUDA only"
+    if length % FLEX_BLOCK_TOKENS:
+        return f"rows of {length} tokens are not a multiple of {FLEX_BLOCK_TOKENS}"
+    if settings.head_size < 16:
+        return f"heads of {settings.head_size} are narrower than the kernel's 16"
+    if training and settings.attention_dropout > 0:
+        return f"attention_dropout is {settings.attention_dropout} and flex attention has none"
+    return None
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
