@@ -1,6 +1,6 @@
 """The exceptions of glm_dist, one small tree.
 
-They stand apart so that every layer can raise them and a job can catch the root: whatever derives
+They stand apart so that every layer can raise them and a job can catch the root: what derives
 from `GlmDistError` is meant for the user and is printed without a stack trace. The message says the
 setting or file, the value got, the rule and the remedy.
 """

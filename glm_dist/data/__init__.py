@@ -1,0 +1,1 @@
+"""Sources, shards, row tables and rows."""

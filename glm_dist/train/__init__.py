@@ -1,0 +1,1 @@
+"""The training loop, its plan, and its launch under Ray Train."""

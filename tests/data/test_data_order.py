@@ -54,7 +54,9 @@ def test_every_row_of_every_epoch_comes_once_and_is_found_again(tmp_path):
     order = RowOrder([make_table(tmp_path, 0, 10_000), make_table(tmp_path, 1, 37)], seed=5)
     rows = np.arange(10_037)
     contents = list(order.pieces(rows))
-    assert sorted(pieces[0].document for epoch, pieces in contents if epoch == 0) == list(range(10_000))
+    assert sorted(pieces[0].document for epoch, pieces in contents if epoch == 0) == list(
+        range(10_000)
+    )
     assert sorted(pieces[0].document for epoch, pieces in contents if epoch == 1) == list(range(37))
     assert all(pieces[0].start == epoch and pieces[1].start == 9 for epoch, pieces in contents)
     assert next(order.pieces(np.array([10_003]))) == contents[10_003]

@@ -1,0 +1,259 @@
+"""SentencePiece tokenizers with GLM's special tokens, which user text can never produce.
+
+The only file that imports sentencepiece. Text survives a round trip byte for byte: no
+normalisation, white space kept, unknown characters as bytes.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import sentencepiece
+
+from glm_dist.config import Settings
+from glm_dist.errors import TokenizerError
+
+MODEL_FILE = "tokenizer.model"
+SENTENCE_END_MARKS = ".?!;:。？！；…\n"
+"""GLM_SPEC 1.5: a token that holds one of them ends a sentence."""
+
+
+@dataclass(frozen=True)
+class SpecialTokenIds:
+    """Ids of the tokens with a role; -1 where a vocabulary lacks one."""
+
+    pad: int
+    unk: int
+    eos: int
+    enc: int
+    mask: int
+    smask: int
+    gmask: int
+    sop: int
+    eop: int
+    dblock: int
+    sep: int
+    system: int = -1
+    user: int = -1
+    assistant: int = -1
+    observation: int = -1
+
+
+PIECES = {
+    "pad": "<pad>",
+    "unk": "<unk>",
+    "eos": "<eos>",
+    "enc": "[ENC]",
+    "mask": "[MASK]",
+    "smask": "[sMASK]",
+    "gmask": "[gMASK]",
+    "sop": "<sop>",
+    "eop": "<eop>",
+    "dblock": "[dBLOCK]",
+    "sep": "[SEP]",
+    "system": "<|system|>",
+    "user": "<|user|>",
+    "assistant": "<|assistant|>",
+    "observation": "<|observation|>",
+}
+"""Role → piece, in the order of their ids."""
+
+
+class TokenizerSettings(Settings):
+    """How a tokenizer is trained."""
+
+    model_type: Literal["unigram", "bpe"] = "unigram"
+    """SentencePiece's algorithm; unigram encodes about four times as fast as its bpe."""
+    vocab_size: int = 32000
+    """Pieces, special tokens and the 256 bytes included; less where the text gives less."""
+    sample_bytes: int = 500_000_000
+    """UTF-8 bytes of text trained on, drawn evenly over the sources; bounds the memory."""
+    character_coverage: float = 0.9995
+    """Share of characters with a piece of their own; the rest is spelt in bytes."""
+    seed: int = 1234
+    """Seed of the sample."""
+
+
+class Tokenizer:
+    """A SentencePiece model with GLM's roles."""
+
+    def __init__(self, serialized: bytes, name: str = "tokenizer") -> None:
+        self.serialized = serialized
+        self._name = name
+        try:
+            self._processor = sentencepiece.SentencePieceProcessor(model_proto=serialized)
+        except (RuntimeError, TypeError) as error:
+            raise TokenizerError(f"{name}: not a SentencePiece model ({error})") from None
+        missing = [piece for piece in PIECES.values() if not self._is_control(piece)]
+        if missing:
+            raise TokenizerError(
+                f"{name}: lacks the special tokens {' '.join(missing)} as control symbols; use a "
+                "tokenizer that prepare_data trained"
+            )
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Tokenizer":
+        """Read a model file, or the one in a folder.
+
+        Raises:
+            TokenizerError: when it is missing or not a GLM tokenizer.
+        """
+        path = Path(path)
+        path = path / MODEL_FILE if path.is_dir() else path
+        try:
+            return cls(path.read_bytes(), str(path))
+        except OSError as error:
+            raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+
+    def save(self, folder: str | Path) -> Path:
+        """Write `tokenizer.model` into a folder, atomically; plain sentencepiece opens it."""
+        path = Path(folder) / MODEL_FILE
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_bytes(self.serialized)
+        os.replace(temporary, path)
+        return path
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
+        return Tokenizer, (self.serialized, self._name)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hash of the model file."""
+        return hashlib.sha256(self.serialized).hexdigest()
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of pieces, special tokens included."""
+        return self._processor.vocab_size()
+
+    @cached_property
+    def special(self) -> SpecialTokenIds:
+        """Ids of the roles."""
+        return SpecialTokenIds(
+            **{
+                field.name: self._processor.piece_to_id(PIECES[field.name])
+                for field in fields(SpecialTokenIds)
+            }
+        )
+
+    @cached_property
+    def special_ids(self) -> np.ndarray:
+        """Ids of all roles, int32."""
+        ids = [getattr(self.special, field.name) for field in fields(SpecialTokenIds)]
+        return np.array(ids, dtype=np.int32)
+
+    @cached_property
+    def sentence_end(self) -> np.ndarray:
+        """Whether each piece holds a sentence end mark, [V] bool."""
+        pieces = map(self.piece, range(self.vocab_size))
+        return np.array([any(mark in piece for mark in SENTENCE_END_MARKS) for piece in pieces])
+
+    @cached_property
+    def piece_bytes(self) -> np.ndarray:
+        """UTF-8 bytes of text each piece stands for, [V] int64; 0 for special tokens."""
+        sizes = np.array(
+            [
+                1 if self._processor.is_byte(token) else len(self.piece(token).encode())
+                for token in range(self.vocab_size)
+            ]
+        )
+        sizes[self.special_ids] = 0
+        return sizes
+
+    def piece(self, token: int) -> str:
+        """The text a token stands for, or its name where it has a role."""
+        return self._processor.id_to_piece(int(token)).replace("\u2581", " ")
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids, int32; no role's id ever comes out, whatever the text says."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids of each text, int32."""
+        if not texts:
+            return []
+        encoded = self._processor.encode(list(texts), out_type=int, num_threads=1)
+        return [np.array(ids, dtype=np.int32) for ids in encoded]
+
+    def encode_with_masks(self, text: str) -> np.ndarray:
+        """Token ids of a text in which `[MASK]`, `[sMASK]` and `[gMASK]` mean the mask tokens."""
+        parts: list[np.ndarray] = []
+        rest = text
+        while rest:
+            place, role = min(
+                ((rest.find(PIECES[role]), role) for role in ("mask", "smask", "gmask")),
+                key=lambda found: found[0] if found[0] >= 0 else len(rest),
+            )
+            if place < 0:
+                break
+            mask = getattr(self.special, role)
+            parts += [self.encode(rest[:place]), np.array([mask], dtype=np.int32)]
+            rest = rest[place + len(PIECES[role]) :]
+        return np.concatenate([*parts, self.encode(rest)])
+
+    def decode(self, tokens: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
+        """The text; roles are left out, or shown by name."""
+        ids = [int(token) for token in tokens]
+        if not keep_special:
+            return self._processor.decode(ids)
+        special, parts, run = set(self.special_ids.tolist()), [], []
+        for token in ids:
+            if token in special:
+                parts += [self._processor.decode(run), self.piece(token)]
+                run = []
+            else:
+                run.append(token)
+        return "".join([*parts, self._processor.decode(run)])
+
+    def _is_control(self, piece: str) -> bool:
+        token = self._processor.piece_to_id(piece)
+        known = self._processor.id_to_piece(token) == piece
+        return known and (self._processor.is_control(token) or self._processor.is_unknown(token))
+
+
+def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
+    """Train on the texts; the same texts and settings give the same model.
+
+    Raises:
+        TokenizerError: when the texts are too few for any vocabulary.
+    """
+    model = io.BytesIO()
+    controls = [piece for role, piece in PIECES.items() if role not in ("pad", "unk", "eos")]
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(texts),
+            model_writer=model,
+            model_type=settings.model_type,
+            vocab_size=settings.vocab_size,
+            hard_vocab_limit=False,
+            character_coverage=settings.character_coverage,
+            normalization_rule_name="identity",
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,
+            add_dummy_prefix=False,
+            byte_fallback=True,
+            user_defined_symbols=["\n"],
+            control_symbols=controls,
+            pad_id=0,
+            unk_id=1,
+            eos_id=2,
+            bos_id=-1,
+            pad_piece=PIECES["pad"],
+            unk_piece=PIECES["unk"],
+            eos_piece=PIECES["eos"],
+            max_sentence_length=1 << 20,
+            num_threads=1,
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        raise TokenizerError(
+            f"tokenizer.vocab_size {settings.vocab_size}: SentencePiece cannot train it on this "
+            f"text ({' '.join(str(error).split())}); give more text or a smaller vocabulary"
+        ) from None
+    return Tokenizer(model.getvalue())

@@ -1,0 +1,81 @@
+"""Losses and speeds of the steps since the last line, reduced only when a line is written.
+
+All ranks keep a recorder, because the reduction is a collective; only rank 0 has sinks.
+"""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from glm_dist.metrics.clock import Clock
+from glm_dist.metrics.sinks import Sinks
+from glm_dist.objective import Mode
+from glm_dist.train.boundary import all_sum
+from glm_dist.train.flops import StepFlops
+from glm_dist.train.state import TrainState
+
+if TYPE_CHECKING:
+    from glm_dist.train.loop import StepTotals
+
+
+class Recorder:
+    """Sums per objective mode on the device, counts on the host."""
+
+    def __init__(
+        self, device: torch.device, sinks: Sinks | None, clock: Clock, flops: StepFlops
+    ) -> None:
+        self._sinks = sinks
+        self._clock = clock
+        self._flops = flops
+        self._mode_losses = torch.zeros(len(Mode), dtype=torch.float64, device=device)
+        self._reset()
+
+    def add_losses(self, token_losses: torch.Tensor, mode_ids: torch.Tensor) -> None:
+        """Add one micro-batch's losses [rows, sequence]; nothing is synchronised."""
+        self._mode_losses.index_add_(0, mode_ids.flatten().int(), token_losses.flatten().double())
+
+    def add_step(self, totals: "StepTotals", learning_rate: float, grad_norm: torch.Tensor) -> None:
+        """Add one optimizer step's global counts."""
+        self._mode_counts += totals.mode_counts
+        self._tokens += totals.tokens
+        self._useful_flops += self._flops.of(totals)
+        self._learning_rate, self._grad_norm = learning_rate, grad_norm
+
+    def log(self, state: TrainState) -> None:
+        """Reduce and write one line; every rank calls it, rank 0 writes."""
+        losses = all_sum(self._mode_losses.cpu().numpy())
+        seconds = self._clock.seconds_since_mark(("data", "compute"))
+        metrics = {
+            "loss": float(losses.sum() / max(1.0, self._mode_counts.sum())),
+            **{
+                f"loss/{mode.name.lower()}": float(losses[mode] / self._mode_counts[mode])
+                for mode in Mode
+                if self._mode_counts[mode]
+            },
+            "learning_rate": self._learning_rate,
+            "grad_norm": float(self._grad_norm),
+            "tokens": state.tokens,
+            "tokens_per_second": self._tokens / max(seconds, 1e-9),
+            "discarded_steps": state.discarded_steps,
+            **self._flops.utilisation(self._useful_flops, seconds),
+        }
+        self._write(state.step, metrics)
+        self._reset()
+
+    def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
+        """Write held-out figures, which are reduced already."""
+        self._write(step, metrics)
+
+    def _write(self, step: int, metrics: dict[str, float]) -> None:
+        if self._sinks is not None:
+            self._sinks.log(step, metrics)
+
+    def _reset(self) -> None:
+        self._mode_losses.zero_()
+        self._mode_counts = np.zeros(len(Mode))
+        self._tokens = 0
+        self._useful_flops = 0.0
+        self._learning_rate = 0.0
+        self._grad_norm = torch.zeros(())
+        self._clock.mark()
