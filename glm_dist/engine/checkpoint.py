@@ -1,0 +1,257 @@
+"""Our checkpoint format: named slices as safetensors, one file a rank, and a manifest.
+
+It stands apart from the engines because it knows only slices: another world size, another ZeRO
+stage, export and the twin are readings of the same files. A folder is a checkpoint exactly when
+its manifest verifies; which folders count is the catalogue's business.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from glm_dist.engine.interface import STATE_KEYS, Engine, Slice
+from glm_dist.engine.storage import flush_to_disk, hash_file, write_json
+from glm_dist.errors import CheckpointError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+_INDEX_KEY = "slices"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed checkpoint folder."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        """Steps of the loop behind it."""
+        return int(self.manifest["step"])
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the loop gave to be kept."""
+        return self.manifest["state"]
+
+    @property
+    def attempt(self) -> str:
+        """Random name of the save that wrote it."""
+        return str(self.manifest["attempt"])
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file of a checkpoint as its manifest lists it."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRecord:
+    """Write one rank's slices, wait for the disk, and hash what lies there."""
+    path = folder / f"rank-{rank:05d}.safetensors"
+    tensors: dict[str, Tensor] = {}
+    index: dict[str, Any] = {}
+    for piece in slices:
+        index[piece.name] = {
+            "shape": list(piece.global_shape),
+            "offset": piece.offset,
+            "length": piece.tensors["master"].numel(),
+            "step": piece.step,
+        }
+        for key in STATE_KEYS:
+            tensors[f"{key}/{piece.name}"] = piece.tensors[key].detach().cpu().contiguous()
+    save_file(tensors, path, metadata={_INDEX_KEY: json.dumps(index)})
+    flush_to_disk(path)
+    return FileRecord(path.name, os.path.getsize(path), hash_file(path))
+
+
+def write_manifest(
+    folder: Path, *, step: int, attempt: str, files: list[FileRecord], engine: Engine, state: Any
+) -> None:
+    """Write the manifest, which is what makes the folder a checkpoint."""
+    flush_to_disk(folder)
+    described = engine.describe()
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "step": step,
+        "attempt": attempt,
+        "world_size": engine.world_size,
+        "backend": described["backend"],
+        "zero_stage": described["zero_stage"],
+        "dtype": described["dtype"],
+        "files": {
+            file.name: {"size_bytes": file.size_bytes, "sha256": file.sha256} for file in files
+        },
+        "state": state,
+    }
+    write_json(folder / MANIFEST_NAME, manifest)
+
+
+class DamagedError(Exception):
+    """A folder is no checkpoint; `reason` is short enough to be part of a folder's name."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        self.reason, self.detail = reason, detail
+        super().__init__(f"{reason}: {detail}")
+
+
+def read_manifest(folder: Path) -> Checkpoint:
+    """The checkpoint a folder claims to be; its files are not looked at.
+
+    Raises:
+        DamagedError: when the manifest is missing, unreadable or of another schema.
+    """
+    path = folder / MANIFEST_NAME
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DamagedError("no-manifest", f"{path} does not exist") from None
+    except (OSError, ValueError) as error:
+        raise DamagedError("manifest", f"{path} cannot be read ({error})") from None
+    wanted = {"schema_version", "step", "attempt", "files", "state"}
+    if not isinstance(manifest, dict) or not wanted <= manifest.keys() or not manifest["files"]:
+        raise DamagedError("manifest", f"{path} is not whole")
+    if manifest["schema_version"] != SCHEMA_VERSION:
+        version = manifest["schema_version"]
+        raise CheckpointError(
+            f"{path}: written with checkpoint schema {version}, this release reads "
+            f"{SCHEMA_VERSION}; use a release that reads schema {version}"
+        )
+    return Checkpoint(folder, manifest)
+
+
+def verify(folder: Path) -> Checkpoint:
+    """The checkpoint in a folder, every byte of it compared with its manifest.
+
+    Raises:
+        DamagedError: at the first difference.
+    """
+    checkpoint = read_manifest(folder)
+    for name, record in checkpoint.manifest["files"].items():
+        path = folder / name
+        try:
+            size = os.path.getsize(path)
+            if size != record["size_bytes"]:
+                raise DamagedError(
+                    "size", f"{path} has {size} bytes and should have {record['size_bytes']}"
+                )
+            if hash_file(path) != record["sha256"]:
+                raise DamagedError("sha256", f"{path} is not what was written (sha256 differs)")
+        except FileNotFoundError:
+            raise DamagedError("missing-file", f"{path} does not exist") from None
+        except OSError as error:
+            raise DamagedError("unreadable", f"{path} cannot be read ({error})") from None
+    return checkpoint
+
+
+@dataclass(frozen=True)
+class _Piece:
+    offset: int
+    length: int
+    step: int
+    file: Path
+
+
+class SliceReader:
+    """Reads any range of any parameter's state, whatever ranks it was written by."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._folder = checkpoint.folder
+        self._pieces: dict[str, list[_Piece]] = {}
+        self._open: dict[Path, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name in checkpoint.manifest["files"]:
+            self._read_index(checkpoint.folder / name)
+        for pieces in self._pieces.values():
+            pieces.sort(key=lambda piece: piece.offset)
+
+    def __call__(self, name: str, offset: int, length: int) -> dict[str, Tensor]:
+        """See `ReadSlice`.
+
+        Raises:
+            CheckpointError: when the checkpoint does not hold the whole range.
+        """
+        result = {key: torch.empty(length, dtype=torch.float32) for key in STATE_KEYS}
+        end, filled, step = offset + length, 0, 0
+        for piece in self._pieces.get(name, []):
+            start, stop = max(offset, piece.offset), min(end, piece.offset + piece.length)
+            if start >= stop:
+                continue
+            for key in STATE_KEYS:
+                stored = self._file(piece.file).get_slice(f"{key}/{name}")
+                part = stored[start - piece.offset : stop - piece.offset]
+                result[key][start - offset : stop - offset] = part
+            filled, step = filled + stop - start, piece.step
+        if filled != length:
+            raise CheckpointError(
+                f"{self._folder}: holds {filled} of the {length} elements from {offset} of "
+                f"{name}; it belongs to another model"
+            )
+        return {**result, "step": torch.tensor(step)}
+
+    def _read_index(self, path: Path) -> None:
+        for name, entry in json.loads(self._file(path).metadata()[_INDEX_KEY]).items():
+            self.shapes[name] = tuple(entry["shape"])
+            piece = _Piece(entry["offset"], entry["length"], entry["step"], path)
+            self._pieces.setdefault(name, []).append(piece)
+
+    def _file(self, path: Path) -> Any:
+        if path not in self._open:
+            try:
+                self._open[path] = safe_open(path, framework="pt")
+            except (OSError, SafetensorError) as error:
+                raise CheckpointError(f"{path}: cannot be read ({error})") from None
+        return self._open[path]
+
+
+def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Fill an engine from a verified checkpoint; returns what the loop had kept.
+
+    The checkpoint may come from another world size, ZeRO stage or backend.
+
+    Raises:
+        CheckpointError: when its parameters are not those of the engine's model.
+    """
+    reader = SliceReader(checkpoint)
+    problems = _differences(reader.shapes, engine.parameter_shapes)
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.folder}: is of another model: {'; '.join(problems[:5])}; use the model "
+            f"settings it was trained with, or another run folder"
+        )
+    engine.load_slices(reader)
+    return checkpoint.state
+
+
+def read_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """All fp32 master weights of a checkpoint by name, on the host, without an engine."""
+    reader = SliceReader(checkpoint)
+    return {
+        name: reader(name, 0, torch.Size(shape).numel())["master"].view(shape)
+        for name, shape in reader.shapes.items()
+    }
+
+
+def _differences(
+    found: dict[str, tuple[int, ...]], wanted: dict[str, tuple[int, ...]]
+) -> list[str]:
+    problems = [f"{name} is missing" for name in wanted.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - wanted.keys()]
+    problems += [
+        f"{name} is {list(found[name])} and should be {list(wanted[name])}"
+        for name in found.keys() & wanted.keys()
+        if found[name] != wanted[name]
+    ]
+    return sorted(problems)

@@ -1,0 +1,165 @@
+"""The plain torch engine: every rank keeps everything, gradients are summed in one collective.
+
+It stands apart as the yardstick: what ZeRO computes must equal what these few lines compute.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from glm_dist.engine.fragments import (
+    Fragment,
+    as_slices,
+    even_share,
+    fill,
+    gather_weights,
+    whole_fragments,
+)
+from glm_dist.engine.interface import ReadSlice, Slice, StepHealth
+from glm_dist.engine.optimizer import (
+    build_optimizer,
+    create_states,
+    is_decayed,
+    set_learning_rate,
+)
+from glm_dist.engine.settings import EngineSettings
+from glm_dist.model.batch import Batch, LossOutput
+
+
+class TwinEngine:
+    """Data parallelism over a torch process group, or a single process without one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: EngineSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.rank = dist.get_rank() if dist.is_initialized() else 0
+        self.world_size = dist.get_world_size() if dist.is_initialized() else 1
+        self.device, self.dtype = device, dtype
+        self._settings = settings
+        model.to(device=device, dtype=torch.float32)
+        self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._masters = self._copy_masters(model)
+        self._model = model.to(dtype)
+        self._weights = list(model.parameters())
+        self._gradients = self._attach_gradients()
+        pairs = [(master, is_decayed(master)) for _, master in self._masters]
+        self._adam = build_optimizer(pairs, settings)
+        create_states(self._adam, (master for _, master in self._masters))
+        self._grad_norm = torch.zeros((), device=device)
+
+    def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
+        """See `Engine`."""
+        output: LossOutput = self._model(*batch)
+        (output.loss_sum * scale).backward()
+        if self.dtype != torch.float32:
+            self._accumulate()
+        return output
+
+    @torch.no_grad()
+    def prepare(self) -> StepHealth:
+        """See `Engine`."""
+        if self.world_size > 1:
+            dist.all_reduce(self._gradients)
+        norm = torch.linalg.vector_norm(self._gradients)
+        is_finite = torch.isfinite(norm)
+        self._grad_norm = torch.where(is_finite, norm, torch.inf)
+        return StepHealth(self._grad_norm, is_finite)
+
+    @torch.no_grad()
+    def apply(self, learning_rate: float) -> None:
+        """See `Engine`."""
+        longest = self._settings.gradient_clip_norm
+        if longest > 0:
+            self._gradients.mul_((longest / (self._grad_norm + 1e-6)).clamp(max=1.0))
+        set_learning_rate(self._adam, learning_rate)
+        self._adam.step()
+        self._refresh_weights()
+        self._gradients.zero_()
+
+    def discard(self) -> None:
+        """See `Engine`."""
+        self._gradients.zero_()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossOutput:
+        """See `Engine`."""
+        self._model.eval()
+        try:
+            return self._model(*batch)
+        finally:
+            self._model.train()
+
+    def slices(self) -> Iterator[Slice]:
+        """See `Engine`; every rank holds all, so each gives an even share of it."""
+        return as_slices(even_share(self._fragments(), self.rank, self.world_size))
+
+    def load_slices(self, read: ReadSlice) -> None:
+        """See `Engine`."""
+        fill(self._fragments(), read)
+        self._refresh_weights()
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Engine`."""
+        share = even_share(self._fragments(), self.rank, self.world_size)
+        return gather_weights(share, self.parameter_shapes, self.rank, self.device)
+
+    def optimizer_bytes(self) -> int:
+        """See `Engine`."""
+        return sum(f.numel * 4 * len(f.tensors) for f in self._fragments())
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {
+            "backend": "torch",
+            "zero_stage": None,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "world_size": self.world_size,
+            "optimizer_bytes": self.optimizer_bytes(),
+        }
+
+    def _copy_masters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The fp32 weights AdamW updates: the model's own, or copies where it computes narrower."""
+        if self.world_size > 1:
+            for parameter in model.parameters():
+                dist.broadcast(parameter.detach(), src=0)
+        if self.dtype == torch.float32:
+            return list(model.named_parameters())
+        return [
+            (name, nn.Parameter(parameter.detach().clone()))
+            for name, parameter in model.named_parameters()
+        ]
+
+    def _attach_gradients(self) -> Tensor:
+        """One flat fp32 buffer of which every master's gradient is a view.
+
+        fp32 models accumulate into it while they run backward; narrower ones do so afterwards.
+        """
+        masters = [master for _, master in self._masters]
+        flat = torch.zeros(sum(master.numel() for master in masters), device=self.device)
+        parts = flat.split([master.numel() for master in masters])
+        for master, part in zip(masters, parts, strict=True):
+            master.grad = part.view(master.shape)
+        return flat
+
+    @torch.no_grad()
+    def _accumulate(self) -> None:
+        for weight, (_, master) in zip(self._weights, self._masters, strict=True):
+            if weight.grad is not None and master.grad is not None:
+                master.grad.add_(weight.grad)
+                weight.grad = None
+
+    @torch.no_grad()
+    def _refresh_weights(self) -> None:
+        if self.dtype != torch.float32:
+            torch._foreach_copy_(self._weights, [master for _, master in self._masters])
+
+    def _fragments(self) -> list[Fragment]:
+        return whole_fragments(self._masters, self._adam)

@@ -1,0 +1,146 @@
+"""The DeepSpeed engine: ZeRO stages 0 to 3 behind the interface of the twin.
+
+It stands apart from the seam so that it reads without knowledge of DeepSpeed's inside.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from glm_dist.engine.ds_config import deepspeed_config
+from glm_dist.engine.fragments import Fragment, as_slices, even_share, fill, gather_weights
+from glm_dist.engine.interface import STATE_KEYS, ReadSlice, Slice, StepHealth
+from glm_dist.engine.optimizer import (
+    build_optimizer,
+    create_states,
+    is_decayed,
+    set_learning_rate,
+)
+from glm_dist.engine.seam import (
+    StepGate,
+    initialize,
+    master_weights,
+    own_fragments,
+    refresh_weights,
+    state_bytes,
+)
+from glm_dist.engine.settings import EngineSettings
+from glm_dist.model.batch import Batch, LossOutput
+
+
+class ZeroEngine:
+    """A model trained by DeepSpeed; a process group is needed, of one rank if there is one."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: EngineSettings,
+        device: torch.device,
+        dtype: torch.dtype,
+    ) -> None:
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.device, self.dtype = device, dtype
+        self._settings = settings
+        self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        initial = _copy_weights(model) if dtype != torch.float32 else None
+        self._adam = build_optimizer([(p, is_decayed(p)) for p in model.parameters()], settings)
+        self._engine = self._initialize(model)
+        create_states(self._adam, master_weights(self._engine, self._adam))
+        self._gate = StepGate(self._engine)
+        if initial is not None:
+            # DeepSpeed makes its fp32 masters from weights it has rounded already.
+            self.load_slices(_read_from(initial))
+
+    def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
+        """See `Engine`."""
+        self._engine.set_gradient_accumulation_boundary(is_last)
+        output: LossOutput = self._engine(*batch)
+        # DeepSpeed divides by the ranks, and would by accumulation steps if it knew any.
+        loss = output.loss_sum * scale * self.world_size
+        self._engine.backward(loss, scale_wrt_gas=False)
+        return output
+
+    def prepare(self) -> StepHealth:
+        """See `Engine`."""
+        norm = self._gate.norm()
+        return StepHealth(norm, torch.isfinite(norm))
+
+    def apply(self, learning_rate: float) -> None:
+        """See `Engine`."""
+        set_learning_rate(self._adam, learning_rate)
+        self._gate.apply()
+
+    def discard(self) -> None:
+        """See `Engine`."""
+        self._gate.discard()
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> LossOutput:
+        """See `Engine`."""
+        self._engine.eval()
+        try:
+            return self._engine(*batch)
+        finally:
+            self._engine.train()
+
+    def slices(self) -> Iterator[Slice]:
+        """See `Engine`."""
+        return as_slices(self._share())
+
+    def load_slices(self, read: ReadSlice) -> None:
+        """See `Engine`."""
+        fill(own_fragments(self._engine, self._adam), read)
+        refresh_weights(self._engine, self._adam)
+
+    def full_weights(self) -> dict[str, Tensor] | None:
+        """See `Engine`."""
+        return gather_weights(self._share(), self.parameter_shapes, self.rank, self.device)
+
+    def optimizer_bytes(self) -> int:
+        """See `Engine`."""
+        return state_bytes(self._engine, self._adam)
+
+    def describe(self) -> dict[str, Any]:
+        """See `Engine`."""
+        return {
+            "backend": "deepspeed",
+            "zero_stage": self._settings.zero_stage,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "device": str(self.device),
+            "world_size": self.world_size,
+            "optimizer_bytes": self.optimizer_bytes(),
+        }
+
+    def _initialize(self, model: nn.Module) -> Any:
+        config = deepspeed_config(
+            self._settings,
+            self.dtype,
+            num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            world_size=self.world_size,
+            has_streams=self.device.type == "cuda",
+        )
+        return initialize(model, self._adam, config, self.device)
+
+    def _share(self) -> Iterator[Fragment]:
+        fragments = own_fragments(self._engine, self._adam)
+        if self._settings.zero_stage == 0:
+            return even_share(fragments, self.rank, self.world_size)
+        return iter(fragments)
+
+
+def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: p.detach().float().cpu().view(-1).clone() for name, p in model.named_parameters()}
+
+
+def _read_from(weights: dict[str, Tensor]) -> ReadSlice:
+    """Weights as a source of slices whose moments are zero."""
+
+    def read(name: str, offset: int, length: int) -> dict[str, Tensor]:
+        master = weights[name].narrow(0, offset, length)
+        moments = {key: torch.zeros(length) for key in STATE_KEYS[1:]}
+        return {STATE_KEYS[0]: master, **moments, "step": torch.zeros(())}
+
+    return read
