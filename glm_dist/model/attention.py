@@ -48,9 +48,31 @@ def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
         # torch turns a bool mask into a bias in every call; here all layers share one.
         if query.dtype not in biases:
             biases[query.dtype] = None if mask is None else _bias(mask, query.dtype)
-        return F.scaled_dot_product_attention(query, key, value, biases[query.dtype], dropout)
+        bias = biases[query.dtype]
+        if bias is not None and dropout == 0 and _is_plain_faster(query, key):
+            return _plain_attention(query, key, value, bias)
+        return F.scaled_dot_product_attention(query, key, value, bias, dropout)
 
     return attend
+
+
+def _is_plain_faster(query: Tensor, key: Tensor) -> bool:
+    """Whether torch's fused CPU kernel is behind two matrix products.
+
+    Its backward pass in bf16 is: measured with torch 2.13 on an EPYC with avx512_bf16, rows of 128
+    took 60 ms fused and 18 ms plain, forward and backward; at 512 they draw level.
+    """
+    is_training = query.requires_grad and torch.is_grad_enabled()
+    on_cpu = query.device.type == "cpu"
+    return on_cpu and is_training and query.dtype == torch.bfloat16 and key.shape[2] <= 512
+
+
+def _plain_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
+    batch, heads, length, size = query.shape
+    bias = bias.expand(batch, heads, length, key.shape[2]).flatten(0, 1)
+    transposed = key.flatten(0, 1).transpose(1, 2)
+    scores = torch.baddbmm(bias, query.flatten(0, 1), transposed, alpha=size**-0.5)
+    return torch.bmm(scores.softmax(-1), value.flatten(0, 1)).view(query.shape)
 
 
 def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:

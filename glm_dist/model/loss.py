@@ -17,9 +17,18 @@ from glm_dist.model.batch import LossOutput
 
 def tied_logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
     """fp32 logits [..., rows of weight]; columns past `vocab_size` are -inf."""
-    logits = F.linear(hidden, weight).float()
-    logits[..., vocab_size:] = -torch.inf
-    return logits
+    return _logits(weight, hidden, vocab_size).float()
+
+
+def loss_rows(loss_mask: Tensor) -> Tensor | None:
+    """Flat indices of the loss-bearing tokens, so that nothing else is computed for the loss.
+
+    None where their number is not known to the host: fetching it would make the device wait, so
+    there all tokens are computed and masked, in shapes that never change.
+    """
+    if loss_mask.device.type != "cpu":
+        return None
+    return loss_mask.flatten().nonzero().squeeze(1)
 
 
 def tied_cross_entropy(
@@ -27,33 +36,31 @@ def tied_cross_entropy(
     hidden: Tensor,
     targets: Tensor,
     loss_mask: Tensor,
+    rows: Tensor | None,
+    *,
     vocab_size: int,
     chunk_tokens: int,
 ) -> LossOutput:
     """Summed cross-entropy of the loss-bearing tokens.
 
-    On CPU logits are made for loss-bearing tokens only. Elsewhere the number of those would have to
-    come back to the host first, so all tokens are computed and masked, in shapes that never change.
-
     Args:
         weight: word embedding table [V, hidden size].
-        hidden: final hidden states [B, S, hidden size].
+        hidden: final hidden states, [B, S, hidden size] or those of `rows` alone.
         targets: ids [B, S].
         loss_mask: 0 or 1, [B, S].
+        rows: what `loss_rows` says of the mask.
         vocab_size: columns that count; padded ones past it get no probability.
         chunk_tokens: tokens whose logits exist at one time.
     """
-    rows, flat_targets, mask = hidden.flatten(0, 1), targets.flatten(), loss_mask.flatten()
-    if hidden.device.type != "cpu":
-        loss_sum, losses = _cross_entropy(
-            weight, rows, flat_targets, mask.float(), vocab_size, chunk_tokens
-        )
+    chosen = targets.flatten().long()
+    if rows is None:
+        mask = loss_mask.flatten().float()
+        flat = hidden.flatten(0, -2)
+        loss_sum, losses = _cross_entropy(weight, flat, chosen, mask, vocab_size, chunk_tokens)
         return LossOutput(loss_sum, losses.view(targets.shape))
-    bearing = mask.nonzero().squeeze(1)
-    loss_sum, losses = _cross_entropy(
-        weight, rows[bearing], flat_targets[bearing], None, vocab_size, chunk_tokens
-    )
-    token_losses = losses.new_zeros(targets.numel()).index_copy_(0, bearing, losses)
+    chosen = chosen[rows]
+    loss_sum, losses = _cross_entropy(weight, hidden, chosen, None, vocab_size, chunk_tokens)
+    token_losses = losses.new_zeros(targets.numel()).index_copy_(0, rows, losses)
     return LossOutput(loss_sum, token_losses.view(targets.shape))
 
 
@@ -66,7 +73,7 @@ def _cross_entropy(
     chunk_tokens: int,
 ) -> tuple[Tensor, Tensor]:
     """Loss sum and detached losses [N] of rows [N]; `mask` None means that all of them count."""
-    inputs = (weight, hidden, targets.long(), mask, vocab_size, chunk_tokens)
+    inputs = (weight, hidden, targets, mask, vocab_size, chunk_tokens)
     if torch.is_grad_enabled() and (weight.requires_grad or hidden.requires_grad):
         loss_sum, losses = _ChunkedCrossEntropy.apply(*inputs)
         return loss_sum, losses
@@ -122,8 +129,15 @@ def _log_probabilities(
     weight: Tensor, hidden: Tensor, targets: Tensor, chunk: slice, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
     """fp32 log-probabilities [N, V] of one chunk, and its losses [N]."""
-    logs = tied_logits(weight, hidden[chunk], vocab_size).log_softmax(dim=-1)
+    logits = _logits(weight, hidden[chunk], vocab_size)
+    logs = logits.log_softmax(dim=-1, dtype=torch.float32)
     return logs, -logs.gather(1, targets[chunk, None]).squeeze(1)
+
+
+def _logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
+    logits = F.linear(hidden, weight)
+    logits[..., vocab_size:] = -torch.inf
+    return logits
 
 
 def _grad_logits(logs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
 from glm_dist.model.cache import KVCache
-from glm_dist.model.loss import tied_cross_entropy, tied_logits
+from glm_dist.model.loss import loss_rows, tied_cross_entropy, tied_logits
 from glm_dist.model.settings import ModelSettings
 
 T = TypeVar("T")
@@ -43,16 +43,18 @@ class GLM(nn.Module):
         loss_mask: Tensor,
     ) -> LossOutput:
         """Loss of packed rows; the arguments are the fields of `Batch`, each [B, S]."""
-        attend = build_attend(self.settings, segment_ids, prefix_ends, self.training)
-        words = self._embed(tokens)
-        hidden = self.transformer(words, position_ids, block_position_ids, attend)
         settings = self.settings
+        attend = build_attend(settings, segment_ids, prefix_ends, self.training)
+        rows = loss_rows(loss_mask)
+        hidden = self.transformer(
+            self._embed(tokens), position_ids, block_position_ids, attend, rows=rows
+        )
         head = partial(
             tied_cross_entropy,
             vocab_size=settings.vocab_size,
             chunk_tokens=settings.loss_chunk_tokens,
         )
-        return self.word_embeddings(head, hidden, targets, loss_mask)
+        return self.word_embeddings(head, hidden, targets, loss_mask, rows)
 
     def hidden_states(
         self,
@@ -108,7 +110,7 @@ class WordEmbeddings(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(settings.padded_vocab_size, settings.hidden_size))
 
-    def forward(self, use: Callable[..., T], *inputs: Tensor) -> T:
+    def forward(self, use: Callable[..., T], *inputs: Tensor | None) -> T:
         """`use(table, *inputs)`."""
         return use(self.weight, *inputs)
 
@@ -133,16 +135,23 @@ class Transformer(nn.Module):
         block_position_ids: Tensor,
         attend: Attend,
         cache: KVCache | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Final hidden states [B, S, hidden size] of word embeddings of that shape."""
+        """Final hidden states [B, S, hidden size] of word embeddings of that shape.
+
+        With `rows`, flat indices of tokens, only theirs, [len(rows), hidden size]: the last layer
+        then does its work past the attention for no other token.
+        """
         hidden = words + self.position_embeddings(position_ids)
         hidden = self.embedding_dropout(hidden + self.block_position_embeddings(block_position_ids))
+        last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             layer_attend = attend if cache is None else cache.attend(index, attend)
+            inputs = (hidden, layer_attend, rows if index == last else None)
             if self._recompute and torch.is_grad_enabled():
-                hidden = checkpoint(layer, hidden, layer_attend, use_reentrant=False)
+                hidden = checkpoint(layer, *inputs, use_reentrant=False)
             else:
-                hidden = layer(hidden, layer_attend)
+                hidden = layer(*inputs)
         return self.final_layernorm(hidden)
 
 
@@ -158,10 +167,15 @@ class TransformerLayer(nn.Module):
         self.mlp = MLP(settings)
         self.dropout = nn.Dropout(settings.hidden_dropout)
 
-    def forward(self, hidden: Tensor, attend: Attend) -> Tensor:
-        """Hidden states [B, S, hidden size] after this layer."""
-        hidden = hidden + self.dropout(self.attention(self.input_layernorm(hidden), attend))
+    def forward(self, hidden: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """Hidden states [B, S, hidden size] after this layer, or those of `rows` alone."""
+        mixed = self.attention(self.input_layernorm(hidden), attend, rows)
+        hidden = _choose(hidden, rows) + self.dropout(mixed)
         return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden)))
+
+
+def _choose(hidden: Tensor, rows: Tensor | None) -> Tensor:
+    return hidden if rows is None else hidden.flatten(0, 1).index_select(0, rows)
 
 
 class Attention(nn.Module):
@@ -173,13 +187,13 @@ class Attention(nn.Module):
         self.query_key_value = nn.Linear(settings.hidden_size, 3 * settings.hidden_size)
         self.dense = nn.Linear(settings.hidden_size, settings.hidden_size)
 
-    def forward(self, hidden: Tensor, attend: Attend) -> Tensor:
-        """Mixed values [B, S, hidden size]."""
-        rows, length, size = hidden.shape
-        fused = self.query_key_value(hidden).view(rows, length, 3, self.num_heads, self.head_size)
+    def forward(self, hidden: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
+        """Mixed values [B, S, hidden size], or those of `rows` alone."""
+        batch, length, size = hidden.shape
+        fused = self.query_key_value(hidden).view(batch, length, 3, self.num_heads, self.head_size)
         query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
         mixed = attend(query, key, value)
-        return self.dense(mixed.transpose(1, 2).reshape(rows, length, size))
+        return self.dense(_choose(mixed.transpose(1, 2).reshape(batch, length, size), rows))
 
 
 class MLP(nn.Module):
