@@ -1,0 +1,55 @@
+"""The settings of `prepare_data`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from glm_dist.config import Settings
+from glm_dist.tokenizer import TokenizerSettings
+
+
+class SourceSettings(Settings):
+    """One body of text."""
+
+    name: str
+    """Shown in counts and reports."""
+    path: str
+    """A file, a folder (read with all below it) or a glob; s3:// and gs:// where pyarrow knows."""
+    language: str | None = None
+    """Code such as en or zh; guessed a document from its script if not given."""
+    format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"
+    """How records lie in the files; auto goes by the file name."""
+    text_field: str | int | None = None
+    """Field or column that holds the text; by default the first of text, content, paragraphs,
+    abstract, body and document that is there. A number counts columns from 0 and means that a
+    csv has no header."""
+
+
+class PrepareSettings(Settings):
+    """Everything of a dataset."""
+
+    output: str = "data/sample"
+    """Folder of the dataset; below GLM_DIST_HOME if relative."""
+    sources: list[SourceSettings] = []
+    """What is read; with none, the documentation of this machine's Python, as a sample corpus."""
+    exclude: list[str] = []
+    """Evaluation files: documents that stand in them are left out, and counted by file."""
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    tokenizer_path: str | None = None
+    """A tokenizer.model to use instead of training one."""
+    normalisation: Literal["none", "nfc", "nfkc"] = "none"
+    """Unicode normalisation of every document; nfkc loses distinctions that code needs."""
+    validation_share: float = Field(0.01, ge=0, lt=1)
+    """Share of documents held out, chosen by their hash and so the same ones every time."""
+    text_document_bytes: int = Field(65536, ge=1024)
+    """Plain text is cut into documents of at most this size, at the last empty line before it."""
+    max_record_bytes: int = Field(16_000_000, ge=1024)
+    """A longer line or record is a bad record."""
+    max_bad_share: float = Field(0.01, ge=0, le=1)
+    """Share of records that may be bad (counted, and written to rejected.jsonl) before it is an
+    error."""
+    partition_bytes: int = Field(64_000_000, ge=65536)
+    """Input bytes of one task, which writes one shard; decides the shards, not their content's
+    order. A restart redoes unfinished ones."""
+    overwrite: bool = False
+    """Throw away a dataset made with other settings in the same folder."""
