@@ -77,6 +77,7 @@ def open_order(source: RowSource, num_epochs: int) -> RowOrder:
 
 def build_order(source: RowSource, num_rows: int) -> RowOrder:
     """Build, by tasks, the epochs' row tables that `num_rows` rows need; finished ones are kept."""
+    quiet_ray_data()
     built = 0
     epoch = 0
     while built < num_rows:

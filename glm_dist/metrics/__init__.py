@@ -1,0 +1,1 @@
+"""FLOPs, clock and sinks."""

@@ -38,6 +38,7 @@ class Recorder:
     def add_step(self, totals: "StepTotals", learning_rate: float, grad_norm: torch.Tensor) -> None:
         """Add one optimizer step's global counts."""
         self._mode_counts += totals.mode_counts
+        self._steps += 1
         self._tokens += totals.tokens
         self._useful_flops += self._flops.of(totals)
         self._learning_rate, self._grad_norm = learning_rate, grad_norm
@@ -57,8 +58,10 @@ class Recorder:
             "grad_norm": float(self._grad_norm),
             "tokens": state.tokens,
             "tokens_per_second": self._tokens / max(seconds, 1e-9),
+            "seconds_per_step": seconds / max(1, self._steps),
             "discarded_steps": state.discarded_steps,
             **self._flops.utilisation(self._useful_flops, seconds),
+            **{f"seconds/{part}": spent for part, spent in self._clock.totals().items()},
         }
         self._write(state.step, metrics)
         self._reset()
@@ -74,6 +77,7 @@ class Recorder:
     def _reset(self) -> None:
         self._mode_losses.zero_()
         self._mode_counts = np.zeros(len(Mode))
+        self._steps = 0
         self._tokens = 0
         self._useful_flops = 0.0
         self._learning_rate = 0.0

@@ -75,7 +75,7 @@ class WorkerSettings(Settings):
     """One GPU a worker; by default when the cluster has that many."""
     cpus_per_worker: float = 1
     """Logical CPUs reserved for each worker; its torch uses as many threads."""
-    max_failures: int = 100
+    max_failures: int = 10
     """Restarts after failures before the run gives up."""
 
 

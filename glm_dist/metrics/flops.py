@@ -1,0 +1,63 @@
+"""Useful floating point operations of a training step, and what a device could do at most.
+
+Useful means: what the model needs for the tokens it was given. Padding, recomputation and attention
+to tokens that cannot be seen do not count, so MFU is not flattered by waste.
+"""
+
+from dataclasses import dataclass
+
+BACKWARD_AND_FORWARD = 3  # the backward pass does twice the forward's matrix work
+FLOPS_PER_WEIGHT = 2  # one multiplication and one addition
+
+PEAK_DENSE_BF16 = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "RTX 4090": 165e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+}
+"""Dense bf16 FLOP/s from the makers' data sheets; the first name that is part of a device's counts."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The numbers of a transformer that decide its operations."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    vocab_size: int
+
+    @property
+    def layer_weights(self) -> int:
+        """Matrix weights of one layer: four attention projections and two of the MLP."""
+        return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.ffn_hidden_size
+
+
+def training_flops(
+    shape: ModelShape, tokens: float, loss_tokens: float, visible_pairs: float
+) -> float:
+    """Operations of forward and backward.
+
+    Args:
+        shape: the model.
+        tokens: tokens that are not padding; each passes all layers.
+        loss_tokens: tokens whose logits are needed.
+        visible_pairs: pairs of query and visible key, over all samples.
+    """
+    layers = shape.num_layers * shape.layer_weights * tokens
+    head = shape.hidden_size * shape.vocab_size * loss_tokens
+    attention = 2 * shape.num_layers * shape.hidden_size * visible_pairs  # scores and mixing
+    return BACKWARD_AND_FORWARD * FLOPS_PER_WEIGHT * (layers + head + attention)
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Dense bf16 FLOP/s of a device, None where it is not known (a processor, an unlisted GPU)."""
+    for name, peak in PEAK_DENSE_BF16.items():
+        if name.lower() in device_name.lower():
+            return peak
+    return None

@@ -1,0 +1,134 @@
+"""One resume decision an attempt: which checkpoint, which next row, written down before it is used.
+
+Data, weights and schedule all read this one record, so that they cannot disagree.
+"""
+
+import json
+import logging
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_dist.config import dump_config
+from glm_dist.engine import Catalogue, Checkpoint
+from glm_dist.engine.checkpoint import read_manifest
+from glm_dist.errors import CheckpointError
+from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+CHANGEABLE = ("workers", "sinks", "run_folder", "checkpoints")
+"""Settings a run may be resumed with other values of; its curve does not depend on them."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """Where one launch of the workers starts from."""
+
+    number: int
+    world_size: int
+    checkpoint: str | None
+    """Folder of the checkpoint, None for a fresh start."""
+    state: dict[str, Any]
+    damaged: list[str]
+    """Checkpoints that did not verify and were set aside."""
+
+    @property
+    def train_state(self) -> TrainState:
+        """The loop's position."""
+        return TrainState.from_json(self.state)
+
+    def open_checkpoint(self) -> Checkpoint | None:
+        """The checkpoint decided on, verified when it was."""
+        return None if self.checkpoint is None else read_manifest(Path(self.checkpoint))
+
+
+def decide_attempt(
+    run_folder: Path, settings: PretrainSettings, fingerprints: dict[str, str], world_size: int
+) -> Attempt:
+    """Choose the newest verified checkpoint and write the decision into the run folder.
+
+    Raises:
+        CheckpointError: when the checkpoint belongs to other data or another row order.
+    """
+    catalogue = Catalogue(run_folder, settings.checkpoints.keep_last)
+    checkpoint = catalogue.newest()
+    state = TrainState().to_json()
+    if checkpoint is not None:
+        state = dict(checkpoint.state["train"])
+        _check_fingerprints(checkpoint, fingerprints)
+    number = len(list(attempts_folder(run_folder).glob("attempt-*.json")))
+    attempt = Attempt(
+        number=number,
+        world_size=world_size,
+        checkpoint=None if checkpoint is None else str(checkpoint.folder),
+        state=state,
+        damaged=[f"{damage.folder.name}: {damage.reason}" for damage in catalogue.damaged],
+    )
+    path = attempts_folder(run_folder) / f"attempt-{number:05d}.json"
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(asdict(attempt), indent=1))
+    os.replace(temporary, path)
+    return attempt
+
+
+def read_attempts(run_folder: Path) -> list[Attempt]:
+    """All decisions of a run, oldest first."""
+    paths = sorted(attempts_folder(run_folder).glob("attempt-*.json"))
+    return [Attempt(**json.loads(path.read_text())) for path in paths]
+
+
+def attempts_folder(run_folder: Path) -> Path:
+    """Where the decisions lie; made if missing."""
+    folder = run_folder / "attempts"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def claim_run_folder(run_folder: Path, settings: PretrainSettings) -> None:
+    """Write the resolved config into a new run folder, or find that an old one is of this run.
+
+    Raises:
+        CheckpointError: naming each setting whose value differs from the folder's run.
+    """
+    path = run_folder / "config.json"
+    chosen = settings.model_dump(mode="json")
+    if path.exists():
+        differences = _differences(json.loads(path.read_text()), chosen)
+        if differences:
+            raise CheckpointError(
+                f"{run_folder}: holds a run of another config:\n"
+                + "\n".join(f"  {line}" for line in differences)
+                + "\nuse its values to go on with it, or another run_folder or name to start anew"
+            )
+    run_folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(chosen, indent=1))
+    os.replace(temporary, path)
+    (run_folder / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+
+
+def _differences(old: Any, new: Any, key: str = "") -> list[str]:
+    if key in CHANGEABLE:
+        return []
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [*old, *(name for name in new if name not in old)]
+        return [
+            line
+            for name in names
+            for line in _differences(old.get(name), new.get(name), f"{key}.{name}".lstrip("."))
+        ]
+    return [] if old == new else [f"{key}: {old!r} there, {new!r} now"]
+
+
+def _check_fingerprints(checkpoint: Checkpoint, fingerprints: dict[str, str]) -> None:
+    for name, expected in fingerprints.items():
+        found = checkpoint.state["fingerprints"][name]
+        if found != expected:
+            raise CheckpointError(
+                f"{checkpoint.folder}: was trained on another {name} ({found[:12]}… there, "
+                f"{expected[:12]}… now), so its rows would not continue; give it the data it was "
+                "trained on, or start another run"
+            )

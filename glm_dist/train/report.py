@@ -1,0 +1,119 @@
+"""What stays of a run for people: curves as a picture, figures as a page and as JSON."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from glm_dist.data.shards import TokenDataset
+from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
+from glm_dist.train.attempt import read_attempts
+from glm_dist.train.settings import PretrainSettings
+
+CURVE = "loss.png"
+TIME = "time.png"
+MODE_NAMES = {"loss/token": "token", "loss/sentence": "sentence", "loss/document": "document"}
+
+
+def write_report(
+    run_folder: Path, settings: PretrainSettings, dataset: TokenDataset
+) -> dict[str, Any]:
+    """Write `report.md`, `summary.json` and two pictures into the run folder; return the summary."""
+    lines = read_metrics(run_folder / METRICS_FILE)
+    summary = summarise(run_folder, lines, settings, dataset)
+    draw_curve(run_folder / CURVE, lines)
+    draw_time(run_folder / TIME, summary["seconds"])
+    (run_folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False))
+    (run_folder / "report.md").write_text(_page(settings, summary), encoding="utf-8")
+    return summary
+
+
+def summarise(
+    run_folder: Path,
+    lines: list[dict[str, Any]],
+    settings: PretrainSettings,
+    dataset: TokenDataset,
+) -> dict[str, Any]:
+    """The run in figures."""
+    training = [line for line in lines if "loss" in line]
+    final = run_folder / "final.json"
+    figures = json.loads(final.read_text()) if final.exists() else {}
+    return {
+        "name": settings.name,
+        "steps": training[-1]["step"] if training else 0,
+        "tokens": training[-1]["tokens"] if training else 0,
+        "parameters": settings.model.num_parameters,
+        "dataset": dataset.fingerprint,
+        "train_loss": training[-1]["loss"] if training else None,
+        "attempts": len(read_attempts(run_folder)),
+        "seconds": _seconds(training[-1]) if training else {},
+        **figures,
+    }
+
+
+def _seconds(line: dict[str, Any]) -> dict[str, float]:
+    prefix = "seconds/"
+    return {name.removeprefix(prefix): line[name] for name in line if name.startswith(prefix)}
+
+
+def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Training loss by mode, held-out loss, and the unigram entropy to be beaten."""
+    axes, figure = _axes("Loss of blank infilling", "optimizer step", "nats a token")
+    training = [line for line in lines if "loss" in line]
+    heldout = [line for line in lines if "heldout/loss" in line]
+    for key, name in MODE_NAMES.items():
+        points = [(line["step"], line[key]) for line in training if key in line]
+        if points:
+            axes.plot(*zip(*points, strict=True), label=f"training, {name}", linewidth=1)
+    if heldout:
+        steps = [line["step"] for line in heldout]
+        losses = [line["heldout/loss"] for line in heldout]
+        axes.plot(steps, losses, "o-", color="black", label="held-out, text tokens")
+        entropy = heldout[-1]["heldout/unigram_entropy"]
+        axes.axhline(entropy, linestyle="--", color="grey", label="held-out unigram entropy")
+    if training or heldout:
+        axes.legend(frameon=False)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def draw_time(path: Path, seconds: dict[str, float]) -> None:
+    """Wall time of rank 0 by part, over all attempts."""
+    axes, figure = _axes("Where the time went", "seconds", "")
+    parts = sorted(seconds, key=lambda part: seconds[part])
+    bars = axes.barh(parts, [seconds[part] for part in parts], color="#4c72b0")
+    axes.bar_label(bars, fmt="%.0f s", padding=3)
+    axes.margins(x=0.15)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
+
+
+def _axes(title: str, x_label: str, y_label: str) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4.5))
+    axes = figure.subplots()
+    axes.set(title=title, xlabel=x_label, ylabel=y_label)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.3)
+    return axes, figure
+
+
+def _page(settings: PretrainSettings, summary: dict[str, Any]) -> str:
+    rows = [
+        ("parameters", f"{summary['parameters']:,}"),
+        ("steps", f"{summary['steps']:,} of {settings.num_steps:,}"),
+        ("tokens trained on, padding apart", f"{summary['tokens']:,}"),
+        ("launches of the workers", str(summary["attempts"])),
+    ]
+    rows += [
+        (name.removeprefix("heldout/").replace("_", " "), f"{value:.4g}")
+        for name, value in summary.items()
+        if name.startswith("heldout/")
+    ]
+    table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    return (
+        f"# Run {settings.name}\n\n| figure | value |\n|---|---|\n{table}\n\n"
+        f"Held-out figures are on text tokens alone, `<eop>` and other special tokens apart; the "
+        f"unigram entropy is that of the same tokens.\n\n![loss]({CURVE})\n\n![time]({TIME})\n"
+    )

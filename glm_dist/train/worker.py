@@ -1,0 +1,139 @@
+"""What one rank does: engine, rows, loop, final weights. No ray here either."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from glm_dist.data.order import RowSchedule
+from glm_dist.data.rows import RowBuilder
+from glm_dist.data.shards import TokenDataset
+from glm_dist.engine import Catalogue, Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.evaluate.heldout import HeldOut, build_heldout
+from glm_dist.metrics.clock import Clock
+from glm_dist.metrics.sinks import Sinks, build_sinks
+from glm_dist.model import build_model
+from glm_dist.train.attempt import Attempt
+from glm_dist.train.boundary import Boundary, all_sum
+from glm_dist.train.flops import StepFlops
+from glm_dist.train.loop import Run, token_losses, train
+from glm_dist.train.recorder import Recorder
+from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.state import TrainState
+from glm_dist.train.stream import RowStream
+
+MODEL_FOLDER = "model"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every rank is told."""
+
+    settings: PretrainSettings
+    run_folder: str
+    dataset_folder: str
+    fingerprints: dict[str, str]
+
+
+def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
+    """Train this rank's part of an attempt; rank 0 writes sinks, final weights and figures."""
+    settings, run_folder = job.settings, Path(job.run_folder)
+    clock = Clock(attempt.train_state.seconds)
+    engine = build_engine(lambda: build_model(settings.model), settings.engine)
+    checkpoint = attempt.open_checkpoint()
+    if checkpoint is not None:
+        load_checkpoint(engine, checkpoint)
+    state = attempt.train_state
+    sinks = _sinks(job, state, engine) if boundary.rank == 0 else None
+    heldout = _heldout(job, boundary)
+    catalogue = Catalogue(
+        run_folder, settings.checkpoints.keep_last, settings.checkpoints.milestone_every_steps
+    )
+
+    def save(current: TrainState) -> None:
+        kept = {"train": current.to_json(), "fingerprints": job.fingerprints}
+        catalogue.save(current.step, engine, {**kept, "config": settings.model_dump(mode="json")})
+
+    schedule = RowSchedule(
+        state.next_row,
+        tuple(state.skipped),
+        settings.batch.global_batch_size,
+        boundary.world_size,
+    )
+    clock.lap("start-up")
+    run = Run(
+        settings=settings,
+        engine=engine,
+        boundary=boundary,
+        stream=RowStream(boundary, schedule, settings.batch.micro_batch_size),
+        heldout=heldout,
+        save=save,
+        recorder=Recorder(engine.device, sinks, clock, StepFlops(settings.model, engine)),
+        clock=clock,
+        state=state,
+    )
+    state = train(run)
+    if state.step >= settings.num_steps:
+        _finish(job, engine, heldout)
+    if sinks is not None:
+        sinks.close()
+    return state
+
+
+def _sinks(job: Job, state: TrainState, engine: Engine) -> Sinks:
+    sinks = build_sinks(job.settings.sinks, Path(job.run_folder), job.settings.name)
+    sinks.resume(state.step)
+    sinks.config({**job.settings.model_dump(mode="json"), "engine_built": engine.describe()})
+    return sinks
+
+
+def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
+    settings = job.settings
+    if not settings.evaluation.num_rows:
+        return None
+    builder = RowBuilder(
+        TokenDataset.open(job.dataset_folder),
+        "validation",
+        settings.rows,
+        settings.objective,
+        settings.seed,
+    )
+    return build_heldout(
+        builder,
+        settings.evaluation.num_rows,
+        settings.batch.micro_batch_size,
+        boundary.rank,
+        boundary.world_size,
+    )
+
+
+def _finish(job: Job, engine: Engine, heldout: HeldOut | None) -> None:
+    """Final held-out figures, with and without context, and the finished model's folder."""
+    figures: dict[str, Any] = {}
+    if heldout is not None:
+        figures = heldout.measure(token_losses(engine), all_sum)
+        shuffled = heldout.with_shuffled_context(job.settings.seed)
+        figures["heldout/loss_shuffled_context"] = shuffled.measure(token_losses(engine), all_sum)[
+            "heldout/loss"
+        ]
+    weights = engine.full_weights()
+    if weights is not None:
+        save_model(Path(job.run_folder) / MODEL_FOLDER, job, weights)
+        path = Path(job.run_folder) / "final.json"
+        temporary = path.with_suffix(f".tmp-{os.getpid()}")
+        temporary.write_text(json.dumps({**figures, "engine": engine.describe()}, indent=1))
+        os.replace(temporary, path)
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def save_model(folder: Path, job: Job, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights, model settings and tokenizer: all that inference needs."""
+    save_weights(folder, weights)
+    TokenDataset.open(job.dataset_folder).tokenizer.save(folder)
+    config = {"model": job.settings.model.model_dump(mode="json"), "name": job.settings.name}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
