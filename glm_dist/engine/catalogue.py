@@ -127,7 +127,7 @@ class Catalogue:
             if checkpoint is not None:
                 return checkpoint
         broken = sorted(path.name for path in self.run_folder.glob("checkpoint-*.damaged-*"))
-        if broken and not self._retired():
+        if broken:
             raise CheckpointError(
                 f"{self.run_folder}: holds checkpoints and none is whole ({', '.join(broken)}); "
                 f"restore one, or start afresh in another run folder"
@@ -252,16 +252,22 @@ def _attempt_of(folder: Path) -> str | None:
         return None
 
 
+@dataclass(frozen=True)
+class _Problem:
+    text: str
+
+
 def _attempt(action: Callable[[], Any]) -> Any:
-    """What an action returns, or the error that storage raised, as something to exchange."""
+    """What an action returns, or its error as something that can be sent to other ranks."""
     try:
         return action()
     except Exception as error:  # any: a rank that leaves alone would let all others wait forever
-        return error
+        logger.debug("a share of a checkpoint was not written", exc_info=True)
+        return _Problem(f"{type(error).__name__}: {error}")
 
 
 def _first_problem(results: list[Any]) -> str | None:
     for rank, result in enumerate(results):
-        if isinstance(result, Exception):
-            return f"rank {rank}: {type(result).__name__}: {result}"
+        if isinstance(result, _Problem):
+            return f"rank {rank}: {result.text}"
     return None

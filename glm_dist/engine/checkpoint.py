@@ -5,6 +5,7 @@ stage, export and the twin are readings of the same files. A folder is a checkpo
 its manifest verifies; which folders count is the catalogue's business.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Iterable
@@ -96,7 +97,12 @@ def write_manifest(
         },
         "state": state,
     }
-    write_json(folder / MANIFEST_NAME, manifest)
+    write_json(folder / MANIFEST_NAME, {**manifest, "manifest_sha256": _own_hash(manifest)})
+
+
+def _own_hash(manifest: dict[str, Any]) -> str:
+    """Hash of a manifest's values, which no other file could vouch for."""
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 class DamagedError(Exception):
@@ -120,9 +126,10 @@ def read_manifest(folder: Path) -> Checkpoint:
         raise DamagedError("no-manifest", f"{path} does not exist") from None
     except (OSError, ValueError) as error:
         raise DamagedError("manifest", f"{path} cannot be read ({error})") from None
-    wanted = {"schema_version", "step", "attempt", "files", "state"}
-    if not isinstance(manifest, dict) or not wanted <= manifest.keys() or not manifest["files"]:
-        raise DamagedError("manifest", f"{path} is not whole")
+    if not isinstance(manifest, dict) or "schema_version" not in manifest:
+        raise DamagedError("manifest", f"{path} is no manifest")
+    if manifest.pop("manifest_sha256", None) != _own_hash(manifest):
+        raise DamagedError("manifest", f"{path} is not what was written (sha256 differs)")
     if manifest["schema_version"] != SCHEMA_VERSION:
         version = manifest["schema_version"]
         raise CheckpointError(

@@ -27,6 +27,7 @@ def import_deepspeed() -> Any:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import bf16_optimizer
 
     # Renamed in torch 2.13; DeepSpeed keeps the names that older releases know.
     warnings.filterwarnings(
@@ -36,12 +37,14 @@ def import_deepspeed() -> Any:
     logger.setLevel(logging.ERROR)
     logger.handlers.clear()  # its own writes to standard output
     logger.propagate = True
+    # Prints memory figures whether it is asked to or not.
+    bf16_optimizer.see_memory_usage = lambda *arguments, **options: None
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 
 def initialize(model: nn.Module, adam: AdamW, config: dict[str, Any], device: torch.device) -> Any:
-    """DeepSpeed's engine on `device`, which it reads from the launcher's variable, now and later."""
+    """DeepSpeed's engine on `device`, which it reads from a launcher's variable, later too."""
     os.environ["LOCAL_RANK"] = str(device.index or 0)
     engine, *_ = import_deepspeed().initialize(model=model, optimizer=adam, config=config)
     return engine
@@ -98,6 +101,9 @@ class StepGate:
         else:
             self._decided = torch.full_like(self._decided, torch.inf)
             self._engine.step()
+            # With its optimizer offloaded, ZeRO 1 and 2 would add the next step to this one.
+            for group in self._optimizer.averaged_gradients:
+                self._optimizer.averaged_gradients[group] = None
 
     def _open_gradients(self) -> list[Tensor]:
         if hasattr(self._optimizer, "get_grads_for_norm"):

@@ -47,7 +47,7 @@ class TwinEngine:
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._masters = self._copy_masters(model)
         self._model = model.to(dtype)
-        self._weights = list(model.parameters())
+        self._weights: list[Tensor] = list(model.parameters())
         self._gradients = self._attach_gradients()
         pairs = [(master, is_decayed(master)) for _, master in self._masters]
         self._adam = build_optimizer(pairs, settings)

@@ -1,6 +1,8 @@
 """What the engine tests run on several ranks; importable, so that spawned processes find it."""
 
-from collections.abc import Callable, Iterator
+import hashlib
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,13 +10,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glm_dist.engine import Engine, EngineSettings, build_engine
-from glm_dist.model.batch import Batch, LossOutput
+from glm_dist.engine import Catalogue, Engine, EngineSettings, build_engine, load_checkpoint
+from glm_dist.model import Batch, LossOutput, ModelSettings, build_model
 
 VOCABULARY, WIDTH, LENGTH, ROWS = 37, 24, 16, 4
 MICRO_BATCHES = 2
 LEARNING_RATE = 1e-2
 BACKENDS = ("twin", "zero0", "zero1", "zero2", "zero3")
+OFFLOADED = ("zero2-offloaded", "zero3-offloaded")
 
 
 class TinyModel(nn.Module):
@@ -53,10 +56,14 @@ def settings_of(backend: str, **options: Any) -> EngineSettings:
     if backend == "twin":
         options.pop("reduce_bucket_elements")
         return EngineSettings(backend="torch", **options)
-    stage = int(backend.removeprefix("zero"))
-    if stage == 3:
-        options = {"persistent_parameter_elements": 100, **options}
-    return EngineSettings(zero_stage=stage, **options)
+    stage, _, offloaded = backend.removeprefix("zero").partition("-")
+    if offloaded:
+        options["offload_optimizer"] = "cpu"
+    if stage == "0":
+        options.pop("reduce_bucket_elements")
+    if stage == "3":
+        options["persistent_parameter_elements"] = 100
+    return EngineSettings(zero_stage=int(stage), **options)
 
 
 def make_engine(backend: str, **options: Any) -> Engine:
@@ -145,30 +152,51 @@ def weights_as_lists(engine: Engine) -> dict[str, list[float]] | None:
     return {name: tensor.flatten().tolist() for name, tensor in weights.items()}
 
 
-# Scenarios: each runs on every rank and covers all backends, because a start is what costs.
+# A start of several ranks is what costs, so one start covers all backends and questions.
 
 
-def train_curves(options: dict[str, Any], num_steps: int, backends: tuple[str, ...]) -> Any:
-    """Losses, gradient norms, final weights and bytes of every backend."""
-    results = {}
-    for backend in backends:
-        engine = make_engine(backend, **options)
-        steps = [run_step(engine, step) for step in range(num_steps)]
-        results[backend] = {
-            "losses": [step["loss"] for step in steps],
-            "norms": [step["norm"] for step in steps],
-            "weights": weights_as_lists(engine),
-            "bytes": engine.optimizer_bytes(),
-        }
-    return results
+def first_life(folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Everything that needs no earlier process; `folder` gets checkpoints and what was printed."""
+    _capture_output(Path(folder) / f"output-{dist.get_rank()}")
+    os.environ["TORCH_EXTENSIONS_DIR"] = f"{folder}/extensions"
+    options = {"gradient_clip_norm": 0.5, **options}
+    names = (*BACKENDS, *OFFLOADED)
+    return {
+        "curves": {name: train_curve(make_engine(name, **options), 20) for name in names},
+        "dropped": {name: drop_steps(name, options) for name in names},
+        "saved": {name: save_and_go_on(Path(folder) / name, name, options) for name in names},
+        "glm": {name: glm_losses(name, options) for name in BACKENDS},
+        "missing": missing_private_names(),
+    }
 
 
-def drop_steps(options: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def second_life(folder: str, options: dict[str, Any], moves: list[tuple[str, str]]) -> Any:
+    """Load what `first_life` saved by one backend into another, and train on."""
+    options = {"gradient_clip_norm": 0.5, **options}
+    return {(source, name): resume(Path(folder) / source, name, options) for source, name in moves}
+
+
+def life_alone(folder: str, options: dict[str, Any], moves: list[tuple[str, str]]) -> Any:
+    """`second_life` and the twin's curve on a single rank."""
+    resumed = second_life(folder, options, moves)
+    engine = make_engine("twin", gradient_clip_norm=0.5, **options)
+    return {"resumed": resumed, "curve": train_curve(engine, 20)}
+
+
+def train_curve(engine: Engine, num_steps: int) -> dict[str, Any]:
+    """Losses, gradient norms, final weights and bytes."""
+    steps = [run_step(engine, step) for step in range(num_steps)]
+    return {
+        "losses": [step["loss"] for step in steps],
+        "norms": [step["norm"] for step in steps],
+        "weights": weights_as_lists(engine),
+        "bytes": engine.optimizer_bytes(),
+    }
+
+
+def drop_steps(backend: str, options: dict[str, Any]) -> dict[str, Any]:
     """What a discarded step, and one with a NaN in one rank's loss, leave behind."""
-    return {backend: _drop_steps(make_engine(backend, **options)) for backend in BACKENDS}
-
-
-def _drop_steps(engine: Engine) -> dict[str, Any]:
+    engine = make_engine(backend, **options)
     found: dict[str, Any] = {}
     run_steps(engine, 0, 2)
     before, probe = snapshot(engine), _probe(engine)
@@ -184,17 +212,77 @@ def _drop_steps(engine: Engine) -> dict[str, Any]:
     engine.discard()
     found["nan_discard_keeps_state"] = is_same(before, snapshot(engine))
     found["losses_after"] = run_steps(engine, 2, 5)
+    undisturbed = make_engine(backend, **options)
+    run_steps(undisturbed, 0, 2)
+    found["undisturbed"] = run_steps(undisturbed, 2, 5)
     return found
 
 
-def undisturbed(options: dict[str, Any]) -> dict[str, list[float]]:
-    """Losses of the steps 2 to 5 without anything discarded."""
+def save_and_go_on(folder: Path, backend: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Train three steps, save, train three more; their losses and the state at the end."""
+    engine = make_engine(backend, **options)
+    run_steps(engine, 0, 3)
+    Catalogue(folder).save(3, engine, {"next_row": 24, "note": "三"})
+    return {"losses": run_steps(engine, 3, 6), "end": _digest(snapshot(engine))}
+
+
+def resume(folder: Path, backend: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Load and train the same three steps."""
+    checkpoint = Catalogue(folder).newest()
+    assert checkpoint is not None
+    engine = make_engine(backend, **options)
+    state = load_checkpoint(engine, checkpoint)
+    losses = run_steps(engine, 3, 6)
+    return {"state": state, "losses": losses, "end": _digest(snapshot(engine))}
+
+
+def glm_losses(backend: str, options: dict[str, Any]) -> list[float]:
+    """Losses of a small real GLM: tied weights, layers computed again in the backward pass."""
+    settings = ModelSettings(
+        preset=None,
+        num_layers=2,
+        hidden_size=32,
+        num_heads=2,
+        ffn_hidden_size=64,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=LENGTH,
+        activation_checkpointing="full",
+    )
+    engine = build_engine(lambda: build_model(settings), settings_of(backend, **options))
+    return run_steps(engine, 0, 6)
+
+
+def missing_private_names() -> dict[str, list[str]]:
+    """What seam.py uses of each stage's optimizer and does not find, by stage."""
+    wanted = {
+        "zero1": ["update_lp_params", "get_grads_for_norm", "zero_grad"],
+        "zero2": ["update_lp_params", "scaled_global_norm", "check_overflow", "averaged_gradients"],
+        "zero3": [
+            "_get_norm_groups",
+            "_partition_all_parameters",
+            "_reassign_or_swap_out_partitioned_parameters",
+            "fp16_groups",
+            "fp32_partitioned_groups_flat",
+            "get_param_id",
+            "grad_position",
+            "persistent_parameters",
+        ],
+    }
     found = {}
-    for backend in BACKENDS:
-        engine = make_engine(backend, **options)
-        run_steps(engine, 0, 2)
-        found[backend] = run_steps(engine, 2, 5)
+    for backend, names in wanted.items():
+        engine = make_engine(backend, dtype="bfloat16")._engine
+        found[backend] = [name for name in names if not hasattr(engine.optimizer, name)]
+        fields = ["ds_tensor", "ds_numel", "ds_shape"] if backend == "zero3" else ["_hp_mapping"]
+        weights = list(engine.module.parameters())
+        found[backend] += [name for name in fields if not all(hasattr(w, name) for w in weights)]
     return found
+
+
+def _capture_output(path: Path) -> None:
+    """Send what this process prints from now on, libraries' C code included, to a file."""
+    with path.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
 
 
 def _probe(engine: Engine) -> float:
@@ -202,6 +290,10 @@ def _probe(engine: Engine) -> float:
     return float(engine.evaluate(batch).loss_sum)
 
 
-def each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> Iterator[Any]:
-    """Results of several calls in one start."""
-    return [function(*call) for call in calls]
+def _digest(state: dict[str, Any]) -> str:
+    digest = hashlib.sha256()
+    for name, (step, *tensors) in sorted(state.items()):
+        digest.update(f"{name}:{step}".encode())
+        for tensor in tensors:
+            digest.update(tensor.numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,63 @@
+#!/usr/bin/env python3
+"""The whole story on one machine: text → dataset → a GLM pretrained on two workers → its answers."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "cluster"))
+
+from local import LocalCluster  # noqa: E402
+
+from glm_dist.config import home  # noqa: E402
+
+LOGICAL_CPUS = 3  # two workers and one for the tasks that build rows
+PROMPTS = [
+    "Return a new array with",
+    "If the value is not found, an exception is",
+    "The default value of this [MASK] is None.",
+    "Return the [MASK] of the given [MASK].",
+]
+
+
+def main() -> int:
+    """Run the steps one after the other; the first that fails ends the demo."""
+    python = sys.executable
+    with LocalCluster(cpus_per_node=LOGICAL_CPUS) as cluster:
+        submit = [python, "-m", "ray.scripts.scripts", "job", "submit", "--working-dir", str(ROOT)]
+        submit += ["--runtime-env-json", _forwarded_environment(), "--", "python"]
+        steps = {
+            "1/3  prepare: harvest, clean, tokenizer, shards": [
+                *submit,
+                "jobs/prepare_data.py",
+                "--config=jobs/configs/demo_data.yaml",
+            ],
+            "2/3  pretrain: two ZeRO-2 workers under Ray Train": [
+                *submit,
+                "jobs/pretrain.py",
+                "--config=jobs/configs/demo.yaml",
+            ],
+        }
+        for title, command in steps.items():
+            print(f"\n== {title}", flush=True)
+            if subprocess.run(command, env=cluster.environment, cwd=ROOT).returncode:
+                print("the demo ends here: the step above failed", file=sys.stderr)
+                return 1
+    print("\n== 3/3  generate: completions and filled blanks", flush=True)
+    generate = [python, "jobs/generate.py", "--model", "runs/demo", "--max-new-tokens", "24"]
+    if subprocess.run([*generate, *PROMPTS], cwd=ROOT).returncode:
+        return 1
+    print(f"everything lies under {home()}: data/demo, runs/demo (report.md, model/)")
+    print(f'more         {python} jobs/generate.py --model runs/demo "Your text with a [MASK]."')
+    return 0
+
+
+def _forwarded_environment() -> str:
+    """The runtime environment of the jobs: where outputs go."""
+    return '{"env_vars": {"GLM_DIST_HOME": "%s"}}' % os.path.abspath(home())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
