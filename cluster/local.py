@@ -66,7 +66,9 @@ class LocalCluster:
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, options: Sequence[str]) -> None:
-        environment = {key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"}
+        environment = {
+            key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"
+        }
         command = [self._ray, "start", "--block", f"--num-cpus={self._cpus_per_node}", *options]
         log = open(self._folder / f"start-{len(self._processes)}.log", "wb")  # noqa: SIM115
         self._processes.append(

@@ -24,7 +24,7 @@ class ConfigError(GlmDistError):
 
 
 class DataError(GlmDistError):
-    """Input text, a token shard, a manifest or a row table is missing, damaged or of another run."""
+    """Input text, a shard, a manifest or a row table is missing, damaged or of another run."""
 
 
 class TokenizerError(GlmDistError):

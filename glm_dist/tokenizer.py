@@ -202,7 +202,7 @@ class Tokenizer:
         ids = [int(token) for token in tokens]
         if not keep_special:
             return self._processor.decode(ids)
-        special, parts, run = set(self.special_ids.tolist()), [], []
+        special, parts, run = set(self.special_ids.tolist()), list[str](), list[int]()
         for token in ids:
             if token in special:
                 parts += [self._processor.decode(run), self.piece(token)]

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from typing import Any
 
 import ray
 
@@ -15,7 +16,7 @@ def connect(num_cpus: int | None) -> None:
     CPUs (those of the machine if None).
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return
     try:

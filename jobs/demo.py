@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""The whole story on one machine: text → dataset → a GLM pretrained on two workers → its answers."""
+"""The whole story on one machine: text → dataset → a GLM trained on two workers → answers."""
 
-import os
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +56,7 @@ def main() -> int:
 
 def _forwarded_environment() -> str:
     """The runtime environment of the jobs: where outputs go."""
-    return '{"env_vars": {"GLM_DIST_HOME": "%s"}}' % os.path.abspath(home())
+    return json.dumps({"env_vars": {"GLM_DIST_HOME": str(home())}})
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ python jobs/prepare_data.py --config jobs/configs/FILE    your own text
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import yaml
@@ -39,7 +40,7 @@ def main(settings: PrepareSettings, arguments: argparse.Namespace) -> None:
     print(f"next         python jobs/pretrain.py --config {config}")
 
 
-def show_progress():
+def show_progress() -> Callable[[str, int, int, float], None]:
     """A progress line with MB/s and ETA: rewritten on a terminal, one a stage elsewhere."""
     is_terminal = sys.stdout.isatty()
     last = [0.0]

@@ -50,9 +50,9 @@ def problems(path: Path, source: str) -> list[str]:
         parts = name.split(".")
         if parts[0] in OWNERS and not OWNERS[parts[0]](path):
             found.append(f"{path} imports {parts[0]}")
-        if parts[0] == "glm_dist" and len(parts) > 1 and parts[1] in LAYERS and own in LAYERS:
-            if parts[1] != own and LAYERS.index(parts[1]) < LAYERS.index(own):
-                found.append(f"{path} imports {name}, which lies above it")
+        is_ours = parts[0] == "glm_dist" and len(parts) > 1 and {parts[1], own} <= set(LAYERS)
+        if is_ours and LAYERS.index(parts[1]) < LAYERS.index(own):
+            found.append(f"{path} imports {name}, which lies above it")
     return found
 
 

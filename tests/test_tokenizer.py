@@ -19,7 +19,15 @@ def tokenizer(request):
 
 @pytest.mark.parametrize(
     "text",
-    ["", " ", "\n\n  \t x", "a  b\n", "emoji 🦊 and \u00e9", "未見字龘", "[MASK] <eop> <pad> <unk>"],
+    [
+        "",
+        " ",
+        "\n\n  \t x",
+        "a  b\n",
+        "emoji 🦊 and \u00e9",
+        "未見字龘",
+        "[MASK] <eop> <pad> <unk>",
+    ],
 )
 def test_text_survives_and_never_becomes_a_special_token(tokenizer, text):
     tokens = tokenizer.encode(text)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,8 @@ def _build_table(source: RowSource, epoch: int) -> RowTable:
     shards = list(open_builder(source).dataset.shards("train"))
     slots = ray.data.range(len(shards), override_num_blocks=len(shards))
     parts = slots.map_batches(
-        _pack_shards,
+        partial(_pack_shards, source=source, epoch=epoch),
         batch_size=None,
-        fn_kwargs={"source": source, "epoch": epoch},
     ).take_all()
     entries = sorted((json.loads(part["entry"]) for part in parts), key=lambda part: part["file"])
     return finish_table(source.table_folder(epoch), source.key(epoch), entries)

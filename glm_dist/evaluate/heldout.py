@@ -1,7 +1,7 @@
 """Held-out loss of blank infilling on text tokens alone, beside what a unigram model would get.
 
 The rows are always the same ones, built once from the validation split, dealt to the ranks.
-Special tokens (`<eop>` and the like) are left out of the figures: they are easy and flatter a model.
+Special tokens (`<eop>` and the like) are left out of the figures: they are easy and flatter.
 """
 
 import math
@@ -35,7 +35,7 @@ class HeldOut:
     micro_batch_size: int
 
     def measure(self, token_losses: TokenLosses, all_sum: AllSum) -> dict[str, float]:
-        """Loss in nats a text token, unigram entropy of the same tokens, their ratio, bits a byte."""
+        """Loss and unigram entropy in nats a text token, their ratio, bits a byte."""
         sums, counts, size = self._loss_sums(token_losses)
         totals = all_sum(np.concatenate((sums, counts, size)))
         sums, counts, size = np.split(totals, 3)

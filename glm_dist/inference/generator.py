@@ -103,7 +103,7 @@ class Generator:
         if longest > limit or settings.max_new_tokens >= limit:
             raise ModelError(
                 f"the longest prompt has {longest} tokens and max_new_tokens is "
-                f"{settings.max_new_tokens}; this model has {limit} positions for each, shorten them"
+                f"{settings.max_new_tokens}; this model has {limit} positions for each: shorten"
             )
 
     def _decode(
@@ -165,10 +165,11 @@ class Generator:
         starts = np.array([length - len(prompt) for prompt in prompts])
         is_real = torch.from_numpy(np.arange(length) >= starts[:, None]).to(self.device)
         eye = torch.eye(length, dtype=torch.bool, device=self.device)  # padding sees itself
-        on_device = [torch.from_numpy(array).to(self.device) for array in (tokens, positions)]
+        on_device = torch.from_numpy(tokens).to(self.device)
         self.model.hidden_states(
-            *on_device,
-            torch.zeros_like(on_device[0]),
+            on_device,
+            torch.from_numpy(positions).to(self.device),
+            torch.zeros_like(on_device),
             (is_real[:, None, :] | eye)[:, None],
             cache,
         )
@@ -203,6 +204,6 @@ class Generator:
         pieces, start = [], 1
         for place, answer in zip(places, answers, strict=True):
             pieces += [decode(prompt[start:place]), answer]
-            start = place + 1
+            start = int(place) + 1
         pieces.append(decode(prompt[start:]))
         return Generation(text, answers, "".join(pieces))

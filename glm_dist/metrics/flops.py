@@ -20,7 +20,7 @@ PEAK_DENSE_BF16 = {
     "A10G": 70e12,
     "A10": 125e12,
 }
-"""Dense bf16 FLOP/s from the makers' data sheets; the first name that is part of a device's counts."""
+"""Dense bf16 FLOP/s of the makers' data sheets; the first name found in a device's counts."""
 
 
 @dataclass(frozen=True)

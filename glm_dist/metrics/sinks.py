@@ -1,4 +1,4 @@
-"""Where metrics go: the terminal, JSON lines, TensorBoard, wandb. The only file that knows wandb."""
+"""Where metrics go: JSON lines, TensorBoard, wandb. The only file that knows wandb."""
 
 import json
 import logging

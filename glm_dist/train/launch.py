@@ -185,7 +185,7 @@ def _fit(job: Job, plan_attempt: Callable[[int], RowPlan]) -> None:
             backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
             timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # the names of Train V1 shadow V2's
             name=f"launch-{time.time_ns()}",
             storage_path=str(Path(job.run_folder) / "ray_train"),
             failure_config=FailureConfig(max_failures=workers.max_failures),

@@ -152,7 +152,7 @@ def discard(run: Run, rows: StepRows) -> None:
     run.state.discarded_steps += 1
     ids = np.concatenate([batch["row_ids"] for batch in rows.micro_batches])
     logger.warning(
-        "step %d: the gradient is not finite; the step is left out on all ranks (rows %s of rank %d)",
+        "step %d: the gradient is not finite; all ranks leave the step out (rows %s of rank %d)",
         run.state.step,
         ids.tolist(),
         run.boundary.rank,

@@ -17,7 +17,7 @@ MODE_NAMES = {"loss/token": "token", "loss/sentence": "sentence", "loss/document
 def write_report(
     run_folder: Path, settings: PretrainSettings, dataset: TokenDataset
 ) -> dict[str, Any]:
-    """Write `report.md`, `summary.json` and two pictures into the run folder; return the summary."""
+    """Write `report.md`, `summary.json` and two pictures; return the summary."""
     lines = read_metrics(run_folder / METRICS_FILE)
     summary = summarise(run_folder, lines, settings, dataset)
     draw_curve(run_folder / CURVE, lines)

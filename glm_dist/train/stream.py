@@ -24,10 +24,9 @@ class StepRows:
     @cached_property
     def mode_counts(self) -> np.ndarray:
         """Loss-bearing tokens by objective mode, float64 [modes]."""
-        return sum(
-            np.bincount(rows["mode_ids"].ravel(), rows["loss_mask"].ravel(), minlength=len(Mode))
-            for rows in self.micro_batches
-        )
+        modes = np.concatenate([rows["mode_ids"].ravel() for rows in self.micro_batches])
+        masks = np.concatenate([rows["loss_mask"].ravel() for rows in self.micro_batches])
+        return np.bincount(modes, masks, minlength=len(Mode))
 
     @cached_property
     def num_tokens(self) -> int:
@@ -67,7 +66,7 @@ class RowStream:
         expected = self.schedule.rank_rows(self._steps_taken, self._rank)
         micro_batches = []
         for start in range(0, len(expected), self._micro_batch_size):
-            rows = next(self._batches, None)
+            rows = next(self._batches, {})
             self._check(rows, expected[start : start + self._micro_batch_size])
             micro_batches.append(rows)
         self._steps_taken += 1
@@ -78,13 +77,14 @@ class RowStream:
         """The first global row no step has taken yet."""
         return self.schedule.next_row_after(self._steps_taken)
 
-    def _check(self, rows: Rows | None, expected: np.ndarray) -> None:
-        got = None if rows is None else rows["row_ids"]
+    def _check(self, rows: Rows, expected: np.ndarray) -> None:
+        got = rows.get("row_ids")
         if got is None or not np.array_equal(got, expected):
+            found = None if got is None else got.tolist()
             raise DataError(
-                f"rank {self._rank} got rows {None if got is None else got.tolist()} where the order "
-                f"says {expected.tolist()}: the stream is not the one this run's order describes; "
-                "nothing was trained on them, resubmit the run to resume it"
+                f"rank {self._rank} got rows {found} where the order says {expected.tolist()}: the "
+                "stream is not the one this run's order describes; nothing was trained on them, "
+                "resubmit the run to resume it"
             )
 
 

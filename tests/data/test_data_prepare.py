@@ -16,7 +16,9 @@ from glm_dist.objective import ObjectiveSettings
 from glm_dist.tokenizer import TokenizerSettings
 
 pytestmark = pytest.mark.ray
-WORDS = "the of and to in a is that for it as was with be by on not he his but at are this have".split()
+WORDS = (
+    "the of and to in a is that for it as was with be by on not he his but at are this have".split()
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +83,7 @@ def test_shards_open_with_plain_pyarrow_and_the_tokenizer_with_plain_sentencepie
     entry = dataset.manifest["splits"]["train"][0]
     table = pa.ipc.open_file(str(dataset.folder / entry["file"])).read_all()
     assert table.schema.field("tokens").type == pa.list_(pa.uint16())
-    plain = sentencepiece.SentencePieceProcessor(
-        model_file=str(dataset.folder / "tokenizer.model")
-    )
+    plain = sentencepiece.SentencePieceProcessor(model_file=str(dataset.folder / "tokenizer.model"))
     text = plain.decode(table["tokens"][0].as_py())
     assert set(text.rstrip(".").split()) <= set(WORDS)
     assert np.array_equal(dataset.tokens("train", 0), table["tokens"][0].as_py())

@@ -68,7 +68,10 @@ def test_columns_without_a_header_are_counted(tmp_path):
 
 
 def test_text_in_nested_json_is_joined_line_by_line(tmp_path):
-    value = {"title": "t", "content": [{"chapter": "c", "paragraphs": ["a", "b"]}, {"content": "d"}]}
+    value = {
+        "title": "t",
+        "content": [{"chapter": "c", "paragraphs": ["a", "b"]}, {"content": "d"}],
+    }
     assert read(write(tmp_path, "a.json", json.dumps(value).encode())) == ["a\nb\nd"]
 
 
@@ -120,7 +123,13 @@ def test_a_damaged_gzip_member_is_an_error_that_names_the_file(tmp_path):
 
 
 def test_single_bad_records_are_items_with_place_and_reason(tmp_path):
-    lines = [b'{"text": "good"}', b"{", b'{"text": "\xff"}', b'{"no": 1}', b'"' + b"y" * 5000 + b'"']
+    lines = [
+        b'{"text": "good"}',
+        b"{",
+        b'{"text": "\xff"}',
+        b'{"no": 1}',
+        b'"' + b"y" * 5000 + b'"',
+    ]
     items = read(write(tmp_path, "a.jsonl", b"\n".join([*lines, b'{"text": "last"}'])))
     assert [item for item in items if isinstance(item, str)] == ["good", "last"]
     reasons = [item.reason for item in items if isinstance(item, Bad)]

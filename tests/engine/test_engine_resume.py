@@ -33,11 +33,11 @@ def test_one_rank_continues_the_curve_of_two(life, alone, move):
     assert alone["resumed"][move]["losses"] == pytest.approx(_losses(life, move), rel=1e-6)
 
 
-def _losses(life, move):
-    return life.ranks[0]["saved"][move[0]]["losses"]
+def _losses(life, move, rank=0):
+    return life.ranks[rank]["lives"][move[0]]["losses_after"][1:]
 
 
-def _assert_same_bits(before, after, move):
+def _assert_same_bits(life, after, move):
     for rank in range(2):
-        assert after[rank][move]["losses"] == before.ranks[rank]["saved"][move[0]]["losses"]
-        assert after[rank][move]["end"] == before.ranks[rank]["saved"][move[0]]["end"]
+        assert after[rank][move]["losses"] == _losses(life, move, rank)
+        assert after[rank][move]["end"] == life.ranks[rank]["lives"][move[0]]["end"]

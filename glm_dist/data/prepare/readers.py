@@ -13,7 +13,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -71,15 +72,15 @@ def _open(part: FilePart) -> Iterator[BinaryIO]:
         system, path = fs.FileSystem.from_uri(part.path)
         raw: BinaryIO = system.open_input_file(path)
     else:
-        raw = open(part.path, "rb")
+        raw = Path(part.path).open("rb")  # noqa: SIM115
     with raw:
         if part.path.endswith(".gz"):
-            yield gzip.open(raw)  # type: ignore[misc]
+            yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
         elif part.path.endswith(".bz2"):
-            yield bz2.open(raw)  # type: ignore[misc]
+            yield cast(BinaryIO, bz2.BZ2File(raw))
         elif part.path.endswith(".zst"):
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-            yield io.BufferedReader(reader)  # type: ignore[arg-type,misc]
+            yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader)))
         else:
             yield raw
 
@@ -162,12 +163,18 @@ def _read_json(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
         yield _text_of(record, part, f"record {number}")
 
 
+class _Tabs(csv.excel):
+    """Columns between tabs; a quotation mark is a character like others."""
+
+    delimiter = "\t"
+    quoting = csv.QUOTE_NONE
+
+
 def _read_table(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
     csv.field_size_limit(settings.max_record_bytes)
     with _open(part) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        quoting = csv.QUOTE_NONE if part.format == "tsv" else csv.QUOTE_MINIMAL
-        rows = csv.reader(text, delimiter="\t" if part.format == "tsv" else ",", quoting=quoting)
+        rows = csv.reader(text, dialect=_Tabs if part.format == "tsv" else csv.excel)
         column = part.text_field
         if not isinstance(column, int):
             header = next(rows, [])

@@ -115,7 +115,7 @@ def read_partition(
 
 
 def normalise(text: str, settings: PrepareSettings) -> str:
-    """The text in the Unicode form asked for, line ends as `\\n`."""
+    """The text in the Unicode form asked for, with plain line feeds."""
     text = text.replace("\r\n", "\n").replace("\r", "\n")
     if settings.normalisation == "none":
         return text

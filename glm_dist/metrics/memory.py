@@ -1,0 +1,52 @@
+"""Bytes a rank needs, by the formulae of mixed precision with Adam; plain numbers, no model."""
+
+from dataclasses import dataclass
+
+MASTER_AND_MOMENTS = 12  # fp32 weight and two fp32 moments
+FP32 = 4
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes of one rank by use."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    activations: float
+    logits: float
+
+    @property
+    def total(self) -> float:
+        """All of them; the framework's own memory comes on top."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits
+
+
+def state_bytes(
+    num_parameters: int, bytes_per_weight: int, zero_stage: int, world_size: int
+) -> tuple[float, float, float]:
+    """Bytes of weights, gradients and optimizer state: what a stage shards is divided by the ranks.
+
+    Stage 1 shards the optimizer state, 2 also the gradients, 3 also the weights (Rajbhandari et
+    al. 2020). In fp32 the weights are their own master copy.
+    """
+    optimizer = num_parameters * (MASTER_AND_MOMENTS if bytes_per_weight < FP32 else 2 * FP32)
+    parts = [num_parameters * bytes_per_weight, num_parameters * FP32, optimizer]
+    from_stage = (3, 2, 1)
+    weights, gradients, moments = (
+        part / (world_size if zero_stage >= stage else 1)
+        for part, stage in zip(parts, from_stage, strict=True)
+    )
+    return weights, gradients, moments
+
+
+def activation_bytes(
+    tokens: int, hidden_size: int, num_layers: int, bytes_per_value: int, *, recompute: bool
+) -> float:
+    """Bytes kept for the backward pass: about 17 values of the hidden size a token and layer.
+
+    Korthikanti et al. 2022 count 34 bytes in 16 bit without attention scores, which fused kernels
+    do not keep. With recomputation only each layer's input stays.
+    """
+    values = 1 if recompute else 17
+    return float(tokens * hidden_size * num_layers * values * bytes_per_value)

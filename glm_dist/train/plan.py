@@ -1,0 +1,62 @@
+"""What a run will be, before anything is started: sizes, memory, work."""
+
+from glm_dist.data.shards import TokenDataset
+from glm_dist.metrics.flops import training_flops
+from glm_dist.metrics.memory import MemoryPlan, activation_bytes, state_bytes
+from glm_dist.train.flops import shape_of
+from glm_dist.train.settings import PretrainSettings
+
+EXPECTED_LOSS_SHARE = 0.3  # between token mode's 0.18 and document mode's 0.6 (GLM_SPEC 1.10)
+FP32, BF16 = 4, 2
+
+
+def plan_memory(settings: PretrainSettings) -> MemoryPlan:
+    """Bytes of one rank; `auto` is planned as bf16."""
+    model, engine = settings.model, settings.engine
+    width = FP32 if engine.dtype == "float32" else BF16
+    stage = engine.zero_stage if engine.backend == "deepspeed" else 0
+    weights, gradients, optimizer = state_bytes(
+        model.num_parameters, width, stage, settings.workers.num_workers
+    )
+    return MemoryPlan(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        activations=activation_bytes(
+            settings.batch.micro_batch_size * settings.rows.sequence_length,
+            model.hidden_size,
+            model.num_layers,
+            width,
+            recompute=model.activation_checkpointing == "full",
+        ),
+        logits=float(2 * FP32 * model.loss_chunk_tokens * model.padded_vocab_size),
+    )
+
+
+def plan_flops(settings: PretrainSettings) -> float:
+    """Useful operations of the whole run, rows taken as full and causally half visible."""
+    tokens = settings.num_steps * settings.tokens_per_step
+    pairs = tokens * settings.rows.sequence_length / 2
+    return training_flops(shape_of(settings.model), tokens, EXPECTED_LOSS_SHARE * tokens, pairs)
+
+
+def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
+    """The plan as lines for a terminal."""
+    memory = plan_memory(settings)
+    tokens = settings.num_steps * settings.tokens_per_step
+    parameters = settings.model.num_parameters
+    lines = [
+        ("parameters", f"{parameters:,}"),
+        ("tokens", f"{tokens:,} ({tokens / parameters:.1f} a parameter)"),
+        ("epochs", f"{tokens / max(1, dataset.num_tokens('train')):.2f} of {dataset.folder}"),
+        ("steps", f"{settings.num_steps:,} of {settings.tokens_per_step:,} tokens"),
+        (
+            "batch",
+            f"{settings.batch.global_batch_size} rows = {settings.workers.num_workers} workers x "
+            f"{settings.accumulation_steps} micro-batches x {settings.batch.micro_batch_size}",
+        ),
+        ("useful work", f"{plan_flops(settings):.3g} FLOP"),
+        *((name, f"{size / 2**20:,.0f} MiB a rank") for name, size in vars(memory).items()),
+        ("memory", f"{memory.total / 2**20:,.0f} MiB a rank"),
+    ]
+    return "\n".join(f"{name:<12} {value}" for name, value in lines)
