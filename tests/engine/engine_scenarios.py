@@ -10,7 +10,15 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from glm_dist.engine import Catalogue, Engine, EngineSettings, build_engine, load_checkpoint
+from glm_dist.engine import (
+    Catalogue,
+    Engine,
+    EngineSettings,
+    build_engine,
+    catalogue,
+    load_checkpoint,
+)
+from glm_dist.errors import CheckpointError
 from glm_dist.model import Batch, LossOutput, ModelSettings, build_model
 
 VOCABULARY, WIDTH, LENGTH, ROWS = 37, 24, 16, 4
@@ -168,6 +176,7 @@ def first_life(folder: str, options: dict[str, Any]) -> dict[str, Any]:
         "lives": {name: drop_and_save(Path(folder) / name, name, options) for name in names},
         "glm": {name: glm_losses(name, options) for name in BACKENDS},
         "missing": missing_private_names(),
+        "failed_save": failed_save(Path(folder) / "failed"),
     }
 
 
@@ -217,6 +226,22 @@ def drop_and_save(folder: Path, backend: str, options: dict[str, Any]) -> dict[s
     found["losses_after"] += run_steps(engine, 3, 6)
     found["end"] = _digest(snapshot(engine))
     return found
+
+
+def failed_save(folder: Path) -> str:
+    """What a save says on this rank when only rank 1 cannot write."""
+
+    def fail(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if dist.get_rank() == 1:
+        catalogue.write_rank_file = fail
+    engine = make_engine("twin")
+    try:
+        Catalogue(folder).save(3, engine, {})
+    except CheckpointError as error:
+        return str(error)
+    return "saved"
 
 
 def resume(folder: Path, backend: str, options: dict[str, Any]) -> dict[str, Any]:

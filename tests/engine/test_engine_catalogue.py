@@ -170,3 +170,9 @@ def test_a_newer_schema_is_refused_and_left_alone(tmp_path, engine, monkeypatch)
     with pytest.raises(CheckpointError, match="schema 2, this release reads 1"):
         Catalogue(tmp_path).newest()
     assert names(tmp_path) == ["checkpoint-00000001"]
+
+
+def test_a_save_that_fails_on_one_rank_fails_on_all_and_leaves_nothing(life):
+    for rank in life.ranks:
+        assert "rank 1: OSError: [Errno 28] No space left on device" in rank["failed_save"]
+    assert not list((life.folder / "failed").iterdir())
