@@ -2,11 +2,15 @@
 
 import logging
 import os
+import socket
 from typing import Any
 
 import ray
+from ray._private.utils import read_ray_address
 
 from glm_dist.errors import LaunchError
+
+CONNECT_SECONDS = 5
 
 
 def connect(num_cpus: int | None) -> None:
@@ -15,17 +19,30 @@ def connect(num_cpus: int | None) -> None:
     A Ray started here has token authentication, its dashboard on loopback, and `num_cpus` logical
     CPUs (those of the machine if None).
     """
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if ray.is_initialized():
         return
-    try:
-        ray.init(address="auto", **options)
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    address = read_ray_address() if named == "auto" else named
+    if address and is_reachable(address):
+        ray.init(address=address, **options)
         return
-    except ConnectionError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise LaunchError(
-                f"RAY_ADDRESS is {os.environ['RAY_ADDRESS']}, and no Ray answers there; start it "
-                "or unset RAY_ADDRESS"
-            ) from None
-    ray.init(num_cpus=num_cpus, dashboard_host="127.0.0.1", include_dashboard=False, **options)
+    if named != "auto":
+        raise LaunchError(f"RAY_ADDRESS is {address}, and nothing answers there; start or unset it")
+    ray.init(
+        address="local",
+        num_cpus=num_cpus,
+        dashboard_host="127.0.0.1",
+        include_dashboard=False,
+        **options,
+    )
+
+
+def is_reachable(address: str) -> bool:
+    """Whether something listens there; a Ray that was killed leaves its address behind."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        with socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS):
+            return True
+    except (OSError, ValueError):
+        return False

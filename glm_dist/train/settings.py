@@ -53,6 +53,8 @@ class EvaluationSettings(Settings):
     """Steps between evaluations; one more stands at the end. 0: only at the end."""
     num_rows: int = 256
     """Held-out rows, always the same ones; 0 for no evaluation."""
+    objective: ObjectiveSettings | None = None
+    """What the held-out rows are cut by; by default as in training."""
 
 
 class CheckpointSettings(Settings):

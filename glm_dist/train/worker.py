@@ -99,7 +99,7 @@ def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
         TokenDataset.open(job.dataset_folder),
         "validation",
         settings.rows,
-        settings.objective,
+        settings.evaluation.objective or settings.objective,
         settings.seed,
     )
     return build_heldout(

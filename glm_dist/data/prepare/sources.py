@@ -4,6 +4,7 @@ The cut does not depend on workers, so the shards do not either.
 """
 
 import glob
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,7 +107,7 @@ def list_files(source: SourceSettings) -> list[tuple[str, int]]:
     """
     if "://" in source.path:
         return _list_remote(source)
-    path = Path(source.path).expanduser()
+    path = Path(os.path.expandvars(source.path)).expanduser()
     if path.is_file():
         found = [path]
     elif path.is_dir():
