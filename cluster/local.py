@@ -1,15 +1,17 @@
 #!/usr/bin/env python3
-"""A Ray cluster of several nodes on this machine, for as long as a command runs.
+"""A Ray cluster of several nodes on this machine: until Ctrl-C, or for as long as a command runs.
 
+    python cluster/local.py --workers 1
     python cluster/local.py --workers 1 -- ray job submit --working-dir . -- jobs/pretrain.py
-    python cluster/local.py                           until Ctrl-C
 
-Token authentication is on and everything listens on loopback. Only the processes started here are
-ended; other Rays on the machine are left alone.
+It stands apart from the library, which joins a cluster and never starts one of several nodes. Token
+authentication is on, the dashboard listens on loopback, and at the end only the processes that were
+started here are ended: other Rays on the machine are left alone, which `ray stop` would not do.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -24,120 +26,210 @@ import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
-START_SECONDS = 120
-STOP_SECONDS = 15
+import psutil
+
+LOOPBACK = "127.0.0.1"
+START_SECONDS = 180  # a loaded machine of two cores has needed more than a minute
+STOP_SECONDS = 20
+POLL_SECONDS = 0.3
+SHOWN_VARIABLES = ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH")
 
 
 class LocalCluster:
-    """A head and some workers; `environment` lets a command find them."""
+    """A head and some workers; a command run with `environment` finds them.
+
+    Args:
+        num_workers: nodes besides the head.
+        cpus_per_node: logical CPUs that each node offers, whatever the machine has.
+    """
 
     def __init__(self, num_workers: int = 0, cpus_per_node: int = 3) -> None:
         self._num_workers, self._cpus_per_node = num_workers, cpus_per_node
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ray = str(Path(sys.executable).with_name("ray"))
-        self._folder = Path(tempfile.mkdtemp(prefix="ray-"))
-        self.gcs_port, self.dashboard_port = _free_ports(2)
+        self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie in it
+        self._gcs_port, self._dashboard_port = free_ports(2)
         self.environment = {
             **os.environ,
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+            "RAY_ADDRESS": f"http://{LOOPBACK}:{self._dashboard_port}",
             "RAY_AUTH_MODE": "token",
-            "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            "RAY_ADDRESS": f"http://127.0.0.1:{self.dashboard_port}",
+            "RAY_AUTH_TOKEN_PATH": str(write_token(self.folder / "token")),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": str(START_SECONDS),
             "PYTHONWARNINGS": "ignore",
         }
+        self.environment.pop("RAY_AUTH_TOKEN", None)  # it would win over the path
 
     def __enter__(self) -> "LocalCluster":
         try:
-            head = ["--head", f"--port={self.gcs_port}", "--dashboard-host=127.0.0.1"]
-            head += [f"--dashboard-port={self.dashboard_port}", f"--temp-dir={self._folder}"]
-            self._start([*head, "--include-dashboard=true", "--node-ip-address=127.0.0.1"])
-            self._wait_for_head()
+            self._start_head()
+            self._wait_for_nodes(1)
             for _ in range(self._num_workers):
-                self._start([f"--address=127.0.0.1:{self.gcs_port}"])
+                self._start_node(f"--address={LOOPBACK}:{self._gcs_port}")
+            self._wait_for_nodes(1 + self._num_workers)
         except BaseException:
             self.__exit__()
             raise
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for process in reversed(self._processes):
-            _end(process)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        end(self._processes)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _start(self, options: Sequence[str]) -> None:
-        environment = {
-            key: value for key, value in self.environment.items() if key != "RAY_ADDRESS"
-        }
-        command = [self._ray, "start", "--block", f"--num-cpus={self._cpus_per_node}", *options]
-        log = open(self._folder / f"start-{len(self._processes)}.log", "wb")  # noqa: SIM115
-        self._processes.append(
-            subprocess.Popen(
-                command,
-                env=environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                stdin=subprocess.DEVNULL,
-                start_new_session=True,
-            )
+    def _start_head(self) -> None:
+        [client_port] = free_ports(1)  # the default is one port for all Rays of a machine
+        self._start_node(
+            "--head",
+            f"--port={self._gcs_port}",
+            f"--ray-client-server-port={client_port}",
+            "--include-dashboard=true",
+            f"--dashboard-host={LOOPBACK}",
+            f"--dashboard-port={self._dashboard_port}",
+            f"--temp-dir={self.folder}",
         )
 
-    def _wait_for_head(self) -> None:
+    def _start_node(self, *options: str) -> None:
+        environment = {**self.environment}
+        del environment["RAY_ADDRESS"]  # `ray start` would take it for a cluster to join
+        # An agent whose port is taken by another Ray's stays silent, and no job can be submitted.
+        [agent_port] = free_ports(1)
+        command = [self._ray, "start", "--block", f"--node-ip-address={LOOPBACK}"]
+        command += [f"--dashboard-agent-listen-port={agent_port}"]
+        with open(self._log(len(self._processes)), "wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    [*command, f"--num-cpus={self._cpus_per_node}", *options],
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C is for us, who then end the nodes in order
+                )
+            )
+
+    def _log(self, node: int) -> Path:
+        return self.folder / f"node-{node}.log"
+
+    def _wait_for_nodes(self, count: int) -> None:
         deadline = time.monotonic() + START_SECONDS
         while time.monotonic() < deadline:
-            if self._processes[0].poll() is not None:
-                break
-            if _answers(f"{self.environment['RAY_ADDRESS']}/api/version", self.environment):
+            for node, process in enumerate(self._processes):
+                if process.poll() is not None:
+                    raise SystemExit(f"Ray did not start:\n{self._end_of_log(node)}")
+            if self.num_nodes() >= count:
                 return
-            time.sleep(0.5)
-        log = (self._folder / "start-0.log").read_text(errors="replace")
-        raise SystemExit(f"Ray did not start on port {self.dashboard_port}:\n{log[-2000:]}")
+            time.sleep(POLL_SECONDS)
+        raise SystemExit(
+            f"{self.num_nodes()} of {count} nodes are up after {START_SECONDS} seconds:\n"
+            + self._end_of_log(count - 1)
+        )
+
+    def _end_of_log(self, node: int) -> str:
+        return self._log(node).read_text(errors="replace")[-2000:]
+
+    def num_nodes(self) -> int:
+        """Nodes that are alive and take jobs; 0 while the dashboard does not answer."""
+        try:
+            answer = json.loads(self.get("/nodes?view=summary"))
+        except (urllib.error.URLError, OSError, ValueError):
+            return 0
+        nodes = answer["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" and "agent" in node for node in nodes)
+
+    def get(self, path: str) -> bytes:
+        """What the dashboard answers to a request that carries the token."""
+        token = Path(self.environment["RAY_AUTH_TOKEN_PATH"]).read_text()
+        request = urllib.request.Request(
+            self.environment["RAY_ADDRESS"] + path, headers={"Authorization": f"Bearer {token}"}
+        )
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return bytes(answer.read())
+
+    def started(self) -> list[psutil.Process]:
+        """The processes of the nodes as they are now, those they started included."""
+        return trees(self._processes)
 
 
-def _answers(url: str, environment: dict[str, str]) -> bool:
-    headers = {"Authorization": f"Bearer {environment['RAY_AUTH_TOKEN']}"}
+def write_token(path: Path) -> Path:
+    """A new secret in a file that only this user reads."""
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+    return path
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on, all different."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
+def trees(processes: Sequence[subprocess.Popen[bytes]]) -> list[psutil.Process]:
+    """The processes and all that descend from them."""
+    found = []
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            root = psutil.Process(process.pid)
+            found += [root, *root.children(recursive=True)]
+    return found
+
+
+def end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    """Let nodes end themselves and what they started, then kill what is left of it."""
+    started = trees(processes)  # read first: orphans could not be told from other people's
+    for process in reversed(processes):
+        process.terminate()
+    for process in _wait_until_ended(started):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    _wait_until_ended(started)
+    for process in processes:
+        process.poll()
+
+
+def _wait_until_ended(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    deadline = time.monotonic() + STOP_SECONDS
+    while (alive := [one for one in processes if is_alive(one)]) and time.monotonic() < deadline:
+        time.sleep(POLL_SECONDS)
+    return alive
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether this very process runs; a zombie, or another one under its id, does not."""
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
         return False
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and the group that it leads, which is all that it started."""
-    for end_with in (signal.SIGTERM, signal.SIGKILL):
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, end_with)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_SECONDS)
-
-
-def _free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 def main() -> int:
-    """Run the command in a cluster; its exit code."""
+    """Run the command in a cluster, or wait for Ctrl-C; the exit code."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--workers", type=int, default=0, help="nodes besides the head")
     parser.add_argument("--cpus", type=int, default=3, help="logical CPUs of each node")
-    parser.add_argument("command", nargs="*", help="what to run; nothing waits for Ctrl-C")
+    parser.add_argument("command", nargs="*", help="what to run; without it, wait for Ctrl-C")
     arguments = parser.parse_args()
-    with LocalCluster(arguments.workers, arguments.cpus) as cluster:
-        if arguments.command:
-            return subprocess.run(arguments.command, env=cluster.environment).returncode
-        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_ADDRESS"):
-            print(f"export {name}={cluster.environment[name]}")
-        print("ray job submit --working-dir . -- python jobs/pretrain.py", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leave as Ctrl-C does
+    try:
+        with LocalCluster(arguments.workers, arguments.cpus) as cluster:
+            if arguments.command:
+                return subprocess.run(arguments.command, env=cluster.environment).returncode
+            print(_directions(cluster), flush=True)
             signal.pause()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
     return 0
+
+
+def _directions(cluster: LocalCluster) -> str:
+    lines = [f"{cluster.num_nodes()} nodes are up; Ctrl-C ends them. In another terminal:", ""]
+    lines += [f"export {name}={cluster.environment[name]}" for name in SHOWN_VARIABLES]
+    lines.append("ray job submit --working-dir . -- python jobs/pretrain.py")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
