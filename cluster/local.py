@@ -86,17 +86,19 @@ class LocalCluster:
             "--include-dashboard=true",
             f"--dashboard-host={LOOPBACK}",
             f"--dashboard-port={self._dashboard_port}",
-            f"--temp-dir={self.folder}",
         )
 
     def _start_node(self, *options: str) -> None:
         environment = {**self.environment}
         del environment["RAY_ADDRESS"]  # `ray start` would take it for a cluster to join
+        node = len(self._processes)
         # An agent whose port is taken by another Ray's stays silent, and no job can be submitted.
         [agent_port] = free_ports(1)
         command = [self._ray, "start", "--block", f"--node-ip-address={LOOPBACK}"]
         command += [f"--dashboard-agent-listen-port={agent_port}"]
-        with open(self._log(len(self._processes)), "wb") as log:
+        # Nodes that share a folder unpack a job's files over each other.
+        command += [f"--temp-dir={self.folder / str(node)}"]
+        with open(self._log(node), "wb") as log:
             self._processes.append(
                 subprocess.Popen(
                     [*command, f"--num-cpus={self._cpus_per_node}", *options],
