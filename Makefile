@@ -1,15 +1,23 @@
 # Two commands on a fresh machine with Python 3.11 and gcc: `make demo` and `make test`.
-PYTHON ?= python3
+# PYTHON=… names another interpreter. pip reads its usual settings, so PIP_EXTRA_INDEX_URL can name
+# an index with the CPU build of torch.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+LOG := $(VENV)/setup.log
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test slow lint clean
+.PHONY: help setup demo test slow gpu lint clean
 help:
-	@echo "make demo   set up, then prepare, pretrain on two workers, and generate (minutes)"
-	@echo "make test   set up, then the test suite"
-	@echo "make slow   the slow tier: fault runs and large inputs"
-	@echo "make lint   ruff and mypy"
-	@echo "make clean  remove the virtual environment"
+	@echo "make demo    set up, then prepare, pretrain on two workers, and generate: minutes on two cores"
+	@echo "make test    set up, then the test suite: under 15 minutes on two cores"
+	@echo "make slow    the slow tier: fault runs and large inputs, an hour or more"
+	@echo "make gpu     the tests that need a CUDA device"
+	@echo "make lint    ruff, mypy and codespell"
+	@echo "make setup   the virtual environment $(VENV) alone"
+	@echo "make clean   remove $(VENV)"
+
+setup: $(VENV)/.done
 
 demo: $(VENV)/.done
 	@$(BIN)/python jobs/demo.py
@@ -20,16 +28,28 @@ test: $(VENV)/.done
 slow: $(VENV)/.done
 	@$(BIN)/python -m pytest -q -m slow
 
-lint: $(VENV)/.done
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check . && $(BIN)/python -m mypy
+gpu: $(VENV)/.done
+	@$(BIN)/python -m pytest -q -m gpu -rs
+
+lint: $(VENV)/.done-dev
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell -L atention
 
 clean:
 	rm -rf $(VENV)
 
-$(VENV)/.done: pyproject.toml constraints.txt
-	@echo "setting up $(VENV) (a few minutes, once; the log is $(VENV)/setup.log)"
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is Python " + \
+		sys.version.split()[0] + "; 3.11 or newer is needed: make PYTHON=python3.11")'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install -q -c constraints.txt torch==2.13.0 > $(VENV)/setup.log 2>&1 \
-		&& $(BIN)/python -m pip install -q -c constraints.txt -e '.[dev]' >> $(VENV)/setup.log 2>&1 \
-		|| { tail -20 $(VENV)/setup.log; exit 1; }
+
+# torch comes first: DeepSpeed looks for it when its package is built. pip's output is shown only when
+# it fails; it warns of much that a user can do nothing about.
+$(VENV)/.done: pyproject.toml constraints.txt | $(BIN)/python
+	@echo "setting up $(VENV): once, a few minutes ($(LOG) tells how it goes)"
+	@{ $(PIP) torch==$$(sed -n 's/^torch==//p' constraints.txt) && $(PIP) --editable '.[test]'; } \
+		> $(LOG) 2>&1 || { tail -n 30 $(LOG); echo "setting up $(VENV) failed; all of it is in $(LOG)"; exit 1; }
+	@touch $@
+
+$(VENV)/.done-dev: $(VENV)/.done
+	@$(PIP) --editable '.[dev]' >> $(LOG) 2>&1 || { tail -n 20 $(LOG); exit 1; }
 	@touch $@

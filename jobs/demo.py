@@ -47,6 +47,7 @@ def main() -> int:
                 return 1
     print("\n== 3/3  generate: completions and filled blanks", flush=True)
     generate = [python, "jobs/generate.py", "--model", "runs/demo", "--max-new-tokens", "24"]
+    generate += ["--temperature", "0.7", "--top-p", "0.9"]
     if subprocess.run([*generate, *PROMPTS], cwd=ROOT).returncode:
         return 1
     print(f"everything lies under {home()}: data/demo, runs/demo (report.md, model/)")
