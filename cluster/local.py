@@ -57,6 +57,7 @@ class LocalCluster:
             "RAY_AUTH_TOKEN_PATH": str(write_token(self.folder / "token")),
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_raylet_start_wait_time_s": str(START_SECONDS),
+            "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # nobody waits for a node that ends
             "PYTHONWARNINGS": "ignore",
         }
         self.environment.pop("RAY_AUTH_TOKEN", None)  # it would win over the path

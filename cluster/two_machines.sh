@@ -8,7 +8,8 @@
 # HOME is a folder that all machines see at the same path; it becomes GLM_DIST_HOME. Code and packages
 # must be the same everywhere: `make setup` in a clone on each, or one clone on the shared folder.
 # `head` and `worker` stay in the foreground, and Ctrl-C ends what they started and nothing else.
-# Options go to `ray start`, such as --num-cpus=16 or --num-gpus=1.
+# Options go to `ray start`, such as --num-cpus=16 or --num-gpus=1. A machine with several network
+# interfaces needs to be told which one the workers use: GLOO_SOCKET_IFNAME and NCCL_SOCKET_IFNAME.
 #
 # Token authentication is on, with the token in HOME/ray_token, which only you can read. It is sent in
 # the clear, so use a network that you trust. The dashboard listens on loopback of the first machine;
