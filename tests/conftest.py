@@ -3,6 +3,8 @@
 import sys
 from pathlib import Path
 
-for folder in (Path(__file__).parent, Path(__file__).parent / "engine"):
+TESTS = Path(__file__).parent
+
+for folder in (TESTS, TESTS / "engine", TESTS / "train"):
     if str(folder) not in sys.path:
         sys.path.insert(0, str(folder))

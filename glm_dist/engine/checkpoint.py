@@ -190,7 +190,7 @@ class SliceReader:
         Raises:
             CheckpointError: when the checkpoint does not hold the whole range.
         """
-        result = {key: torch.empty(length, dtype=torch.float32) for key in STATE_KEYS}
+        result: dict[str, Tensor] = {}
         end, filled, step = offset + length, 0, 0
         for piece in self._pieces.get(name, []):
             start, stop = max(offset, piece.offset), min(end, piece.offset + piece.length)
@@ -199,6 +199,7 @@ class SliceReader:
             for key in STATE_KEYS:
                 stored = self._file(piece.file).get_slice(f"{key}/{name}")
                 part = stored[start - piece.offset : stop - piece.offset]
+                result.setdefault(key, part.new_empty(length))
                 result[key][start - offset : stop - offset] = part
             filled, step = filled + stop - start, piece.step
         if filled != length:

@@ -29,9 +29,10 @@ class EngineSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What each rank keeps only its share of: 1 optimizer state, 2 also gradients, 3 also weights;
     0 nothing."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
     """Type of weights and activations in forward and backward; master weights and optimizer state
-    are float32 always. auto: bfloat16 where GPU or processor computes it natively, else float32."""
+    are float32 at least. auto: bfloat16 where GPU or processor computes it natively, else float32.
+    float64: backend torch only, to tell rounding from a mistake."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are accumulated and summed over ranks when dtype is bfloat16;
     bfloat16 halves their memory and traffic and loses small contributions."""
@@ -70,6 +71,11 @@ class EngineSettings(Settings):
                 f"offload_parameters: got {self.offload_parameters!r} with zero_stage "
                 f"{self.zero_stage}; only stage 3 shards weights, so set zero_stage: 3 or "
                 f"offload_parameters: none"
+            )
+        if self.dtype == "float64" and self.backend != "torch":
+            raise ValueError(
+                "dtype: got float64 with backend 'deepspeed', which has no such type; set "
+                "backend: torch or dtype: float32"
             )
         return self
 

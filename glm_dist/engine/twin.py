@@ -43,7 +43,7 @@ class TwinEngine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device, self.dtype = device, dtype
         self._settings = settings
-        model.to(device=device, dtype=torch.float32)
+        model.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._masters = self._copy_masters(model)
         self._model = model.to(dtype)
@@ -58,7 +58,7 @@ class TwinEngine:
         """See `Engine`."""
         output: LossOutput = self._model(*batch)
         (output.loss_sum * scale).backward()
-        if self.dtype != torch.float32:
+        if self._computes_narrow:
             self._accumulate()
         return output
 
@@ -112,7 +112,7 @@ class TwinEngine:
 
     def optimizer_bytes(self) -> int:
         """See `Engine`."""
-        return sum(f.numel * 4 * len(f.tensors) for f in self._fragments())
+        return sum(t.nbytes for fragment in self._fragments() for t in fragment.tensors.values())
 
     def describe(self) -> dict[str, Any]:
         """See `Engine`."""
@@ -125,12 +125,16 @@ class TwinEngine:
             "optimizer_bytes": self.optimizer_bytes(),
         }
 
+    @property
+    def _computes_narrow(self) -> bool:
+        return self.dtype.itemsize < torch.float32.itemsize
+
     def _copy_masters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-        """The fp32 weights AdamW updates: the model's own, or copies where it computes narrower."""
+        """The weights AdamW updates: the model's own, or fp32 copies where it computes narrower."""
         if self.world_size > 1:
             for parameter in model.parameters():
                 dist.broadcast(parameter.detach(), src=0)
-        if self.dtype == torch.float32:
+        if not self._computes_narrow:
             return list(model.named_parameters())
         return [
             (name, nn.Parameter(parameter.detach().clone()))
@@ -138,12 +142,13 @@ class TwinEngine:
         ]
 
     def _attach_gradients(self) -> Tensor:
-        """One flat fp32 buffer of which every master's gradient is a view.
+        """One flat buffer of which every master's gradient is a view.
 
-        fp32 models accumulate into it while they run backward; narrower ones do so afterwards.
+        Models as wide as their masters accumulate into it while they run backward; narrower ones do
+        so afterwards.
         """
         masters = [master for _, master in self._masters]
-        flat = torch.zeros(sum(master.numel() for master in masters), device=self.device)
+        flat = masters[0].new_zeros(sum(master.numel() for master in masters), requires_grad=False)
         parts = flat.split([master.numel() for master in masters])
         for master, part in zip(masters, parts, strict=True):
             master.grad = part.view(master.shape)
@@ -158,7 +163,7 @@ class TwinEngine:
 
     @torch.no_grad()
     def _refresh_weights(self) -> None:
-        if self.dtype != torch.float32:
+        if self._computes_narrow:
             torch._foreach_copy_(self._weights, [master for _, master in self._masters])
 
     def _fragments(self) -> list[Fragment]:

@@ -16,8 +16,8 @@ from glm_dist.model.batch import LossOutput
 
 
 def tied_logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
-    """fp32 logits [..., rows of weight]; columns past `vocab_size` are -inf."""
-    return _logits(weight, hidden, vocab_size).float()
+    """Logits [..., rows of weight] in fp32 at least; columns past `vocab_size` are -inf."""
+    return _logits(weight, hidden, vocab_size).to(_wide(weight))
 
 
 def loss_rows(loss_mask: Tensor) -> Tensor | None:
@@ -77,7 +77,7 @@ def _cross_entropy(
     if torch.is_grad_enabled() and (weight.requires_grad or hidden.requires_grad):
         loss_sum, losses = _ChunkedCrossEntropy.apply(*inputs)
         return loss_sum, losses
-    losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+    losses = hidden.new_empty(len(hidden), dtype=_wide(hidden))
     for chunk in _chunks(len(hidden), chunk_tokens):
         losses[chunk] = _log_probabilities(*inputs[:3], chunk, vocab_size)[1]
     losses = losses if mask is None else losses * mask
@@ -97,11 +97,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         vocab_size: int,
         chunk_tokens: int,
     ) -> tuple[Tensor, Tensor]:
-        losses = hidden.new_empty(len(hidden), dtype=torch.float32)
+        losses = hidden.new_empty(len(hidden), dtype=_wide(hidden))
         grad_hidden = torch.empty_like(hidden)
-        # fp32 whatever the weight is: a half precision sum over chunks would drop small terms, and
-        # fp16 could overflow, since the sum is not yet divided by the number of tokens.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        # fp32 at least, whatever the weight is: a half precision sum over chunks would drop small
+        # terms, and fp16 could overflow, since the sum is not yet divided by the number of tokens.
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
         for chunk in _chunks(len(hidden), chunk_tokens):
             logs, losses[chunk] = _log_probabilities(weight, hidden, targets, chunk, vocab_size)
             grad_logits = _grad_logits(logs, targets[chunk], mask if mask is None else mask[chunk])
@@ -128,9 +128,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 def _log_probabilities(
     weight: Tensor, hidden: Tensor, targets: Tensor, chunk: slice, vocab_size: int
 ) -> tuple[Tensor, Tensor]:
-    """fp32 log-probabilities [N, V] of one chunk, and its losses [N]."""
+    """Log-probabilities [N, V] of one chunk in fp32 at least, and its losses [N]."""
     logits = _logits(weight, hidden[chunk], vocab_size)
-    logs = logits.log_softmax(dim=-1, dtype=torch.float32)
+    logs = logits.log_softmax(dim=-1, dtype=_wide(logits))
     return logs, -logs.gather(1, targets[chunk, None]).squeeze(1)
 
 
@@ -145,6 +145,11 @@ def _grad_logits(logs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
     grad = logs.exp_()
     grad.scatter_add_(1, targets[:, None], grad.new_full((len(grad), 1), -1.0))
     return grad if mask is None else grad.mul_(mask[:, None])
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """What sums are kept in: fp32, or float64 where the model itself computes in it."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _chunks(num_rows: int, size: int) -> Iterator[slice]:

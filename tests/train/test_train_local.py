@@ -3,110 +3,19 @@
 import json
 import shutil
 
-import numpy as np
 import pytest
+from train_scenarios import KilledError, Runner, make_dataset, make_settings
 
-from glm_dist.data.order import RowOrder, RowSchedule
-from glm_dist.data.row_table import finish_table, write_part
-from glm_dist.data.rows import RowBuilder, RowSettings
-from glm_dist.data.shards import SCHEMA_VERSION, Document, TokenDataset, write_manifest, write_shard
-from glm_dist.engine import EngineSettings
 from glm_dist.errors import CheckpointError, DataError
-from glm_dist.metrics.sinks import SinkSettings, read_metrics
-from glm_dist.model import ModelSettings
-from glm_dist.objective import ObjectiveSettings
-from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 from glm_dist.train.attempt import claim_run_folder, decide_attempt
-from glm_dist.train.boundary import LocalBoundary
 from glm_dist.train.report import write_report
 from glm_dist.train.schedule import learning_rate
 from glm_dist.train.settings import PretrainSettings, ScheduleSettings
-from glm_dist.train.worker import Job, run_rank
-
-WORDS = "the list returns a number of items when the given value is not in a range".split()
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("dataset")
-    rng = np.random.default_rng(0)
-    texts = [" ".join(rng.choice(WORDS, size=60)) + "." for _ in range(300)]
-    tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=320))
-    tokenizer.save(folder)
-    documents = [
-        Document(tokenizer.encode(text), "words", "en", str(i)) for i, text in enumerate(texts)
-    ]
-    splits = {
-        name: [write_shard(folder / f"{name}-00000.arrow", part, tokenizer.vocab_size)]
-        for name, part in (("train", documents[:250]), ("validation", documents[250:]))
-    }
-    manifest = {"schema_version": SCHEMA_VERSION, "splits": splits, "languages": {"en": 1}}
-    write_manifest(folder, {**manifest, "tokenizer": {"sha256": tokenizer.sha256}})
-    return TokenDataset.open(folder)
-
-
-def make_settings(dataset, **changes):
-    vocab_size = dataset.tokenizer.vocab_size
-    model = ModelSettings(
-        preset=None, num_layers=1, hidden_size=32, num_heads=2, vocab_size=vocab_size
-    )
-    values = {
-        "duration": {"num_steps": 12},
-        "batch": {"global_batch_size": 8, "micro_batch_size": 4},
-        "workers": {"num_workers": 1},
-        "rows": RowSettings(sequence_length=64),
-        "model": model,
-        "engine": EngineSettings(backend="torch", dtype="float32"),
-        "evaluation": {"every_steps": 6, "num_rows": 8},
-        "checkpoints": {"every_steps": 4},
-        "sinks": SinkSettings(tensorboard=False, wandb="off"),
-        "log_every_steps": 1,
-        **changes,
-    }
-    return PretrainSettings(**values)
-
-
-class Runner:
-    """Runs attempts of one run folder in this process."""
-
-    def __init__(self, dataset, settings, folder):
-        self.dataset, self.settings, self.folder = dataset, settings, folder
-        self.builder = RowBuilder(
-            dataset, "train", settings.rows, ObjectiveSettings(), settings.seed
-        )
-        rows = self.builder.packer(0).pack(range(250), self.builder.lengths.tolist())
-        table = finish_table(folder / "table", {}, [write_part(folder / "table", 0, rows)])
-        self.order = RowOrder([table], settings.seed)
-        self.prints = {"dataset": dataset.fingerprint, "row order": self.order.sha256}
-        claim_run_folder(folder, settings)
-
-    def batches(self, state):
-        schedule = RowSchedule(state.next_row, tuple(state.skipped), 8, 1)
-        for step in range(self.settings.num_steps - state.step):
-            for ids in np.split(schedule.step_rows(step), 2):
-                yield self.builder.build(ids, self.order.pieces(ids))
-
-    def run(self, break_at=None, stop_at=None):
-        attempt = decide_attempt(self.folder, self.settings, self.prints, 1)
-        job = Job(self.settings, str(self.folder), str(self.dataset.folder), self.prints)
-        boundary = LocalBoundary(iter(()))
-
-        def watched():
-            for number, rows in enumerate(self.batches(attempt.train_state)):
-                if break_at is not None and number == 2 * break_at:
-                    raise RuntimeError("killed")
-                boundary.stop = stop_at is not None and number >= 2 * stop_at
-                yield rows
-
-        boundary._batches = watched()
-        return run_rank(job, boundary, attempt)
-
-    def losses(self):
-        return {
-            line["step"]: line["loss"]
-            for line in read_metrics(self.folder / "metrics.jsonl")
-            if "loss" in line
-        }
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +43,7 @@ def test_a_killed_run_resumes_to_the_losses_it_would_have_had(
     undisturbed, dataset, tmp_path, break_at
 ):
     runner = Runner(dataset, make_settings(dataset), tmp_path)
-    with pytest.raises(RuntimeError, match="killed"):
+    with pytest.raises(KilledError):
         runner.run(break_at=break_at)
     state = runner.run()
     assert state.step == 12
