@@ -28,7 +28,7 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> None:
     """Train, then say where everything lies."""
     from glm_dist.data.shards import TokenDataset
     from glm_dist.train.launch import ROW_TASK_CPUS, Follower, launch, resolve, run_folder_of
-    from glm_dist.train.report import write_report
+    from glm_dist.train.report import publish_report, write_report
 
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
@@ -47,6 +47,8 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> None:
         launched = launch(settings)
     summary = write_report(run_folder, settings, dataset)
     print_summary(summary, launched.run_folder)
+    if arguments.docs:
+        print(f"published    {publish_report(run_folder, settings, Path(arguments.docs))}")
 
 
 class Terminal:
@@ -111,6 +113,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that are no settings."""
     parser.add_argument(
         "--plan", action="store_true", help="print sizes, memory and work of the run, and stop"
+    )
+    parser.add_argument(
+        "--docs", metavar="FOLDER", help="leave a copy of the report there, with its origin"
     )
 
 

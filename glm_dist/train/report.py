@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.data.shards import TokenDataset
+from glm_dist.metrics.provenance import provenance
+from glm_dist.metrics.publish import publish
 from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
 from glm_dist.train.attempt import read_attempts
 from glm_dist.train.settings import PretrainSettings
@@ -27,6 +29,13 @@ def write_report(
     return summary
 
 
+def publish_report(run_folder: Path, settings: PretrainSettings, docs: Path) -> Path:
+    """A copy of the report for `docs/`, with where it comes from; the page."""
+    summary = json.loads((run_folder / "summary.json").read_text(encoding="utf-8"))
+    pictures = {CURVE: run_folder / CURVE, TIME: run_folder / TIME}
+    return publish(docs, settings.name, _page(settings, summary), summary, pictures)
+
+
 def summarise(
     run_folder: Path,
     lines: list[dict[str, Any]],
@@ -47,6 +56,7 @@ def summarise(
         "attempts": len(read_attempts(run_folder)),
         "seconds": _seconds(training[-1]) if training else {},
         **figures,
+        "origin": provenance(),
     }
 
 
