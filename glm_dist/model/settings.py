@@ -31,8 +31,14 @@ class ModelSettings(Settings):
     pad_vocab_multiple: int = Field(128, ge=1)
     """Embedding rows are rounded up to a multiple of this, which matrix units like; the rows past
     vocab_size never get any probability."""
+    positions: Literal["learned", "rotary_2d"] = "learned"
+    """learned: a table for each of both positions, as in 2021; rotary_2d: half of each head turned
+    by the position, half by the block position, as in ChatGLM-6B; learns to look around a blank in
+    a fraction of the steps."""
+    rotary_base: float = Field(10_000.0, gt=1)
+    """rotary_2d: longest wave length in tokens, over 2 pi."""
     max_position_embeddings: int = Field(512, ge=1)
-    """Longest row in tokens; both position tables have one row more."""
+    """Longest row in tokens; learned position tables have one row more."""
     embedding_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the summed embeddings."""
     attention_dropout: float = Field(0.0, ge=0, lt=1)
@@ -77,6 +83,11 @@ class ModelSettings(Settings):
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
                 f"the heads share it evenly, so change one of them"
             )
+        if self.positions == "rotary_2d" and self.head_size % 4:
+            raise ValueError(
+                f"positions: rotary_2d turns pairs in two halves of a head, and heads of "
+                f"{self.head_size} are not a multiple of 4; change hidden_size or num_heads"
+            )
         if self.attention == "flex" and self.attention_dropout > 0:
             raise ValueError(
                 f"attention: flex cannot drop attention weights, but attention_dropout is "
@@ -100,7 +111,9 @@ class ModelSettings(Settings):
         hidden, ffn = self.hidden_size, self.ffn_hidden_size
         attention = 4 * hidden * hidden + 4 * hidden
         mlp = 2 * hidden * ffn + ffn + hidden
-        tables = self.padded_vocab_size + 2 * (self.max_position_embeddings + 1)
+        tables = self.padded_vocab_size
+        if self.positions == "learned":
+            tables += 2 * (self.max_position_embeddings + 1)
         return self.num_layers * (attention + mlp + 4 * hidden) + tables * hidden + 2 * hidden
 
     def with_vocab_size(self, vocab_size: int) -> Self:

@@ -18,6 +18,7 @@ from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
 from glm_dist.model.cache import KVCache
 from glm_dist.model.loss import loss_rows, tied_cross_entropy, tied_logits
+from glm_dist.model.positions import Rotary2D
 from glm_dist.model.settings import ModelSettings
 
 T = TypeVar("T")
@@ -116,13 +117,15 @@ class WordEmbeddings(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Adds both positions to word embeddings and runs the layers."""
+    """Gives word embeddings or attention both positions and runs the layers."""
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        rows, hidden = settings.max_position_embeddings + 1, settings.hidden_size
-        self.position_embeddings = nn.Embedding(rows, hidden)
-        self.block_position_embeddings = nn.Embedding(rows, hidden)
+        self._settings, hidden = settings, settings.hidden_size
+        if settings.positions == "learned":
+            rows = settings.max_position_embeddings + 1
+            self.position_embeddings = nn.Embedding(rows, hidden)
+            self.block_position_embeddings = nn.Embedding(rows, hidden)
         self.embedding_dropout = nn.Dropout(settings.embedding_dropout)
         self.layers = nn.ModuleList(TransformerLayer(settings) for _ in range(settings.num_layers))
         self.final_layernorm = nn.LayerNorm(hidden, eps=settings.layernorm_epsilon)
@@ -142,17 +145,32 @@ class Transformer(nn.Module):
         With `rows`, flat indices of tokens, only theirs, [len(rows), hidden size]: the last layer
         then does its work past the attention for no other token.
         """
-        hidden = words + self.position_embeddings(position_ids)
-        hidden = self.embedding_dropout(hidden + self.block_position_embeddings(block_position_ids))
+        hidden, rotate = words, _leave
+        if self._settings.positions == "learned":
+            hidden = hidden + self.position_embeddings(position_ids)
+            hidden = hidden + self.block_position_embeddings(block_position_ids)
+        else:
+            rotate = Rotary2D(
+                position_ids,
+                block_position_ids,
+                self._settings.head_size,
+                self._settings.rotary_base,
+                hidden.dtype,
+            )
+        hidden = self.embedding_dropout(hidden)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
             layer_attend = attend if cache is None else cache.attend(index, attend)
-            inputs = (hidden, layer_attend, rows if index == last else None)
+            inputs = (hidden, rotate(layer_attend), rows if index == last else None)
             if self._recompute and torch.is_grad_enabled():
                 hidden = checkpoint(layer, *inputs, use_reentrant=False)
             else:
                 hidden = layer(*inputs)
         return self.final_layernorm(hidden)
+
+
+def _leave(attend: Attend) -> Attend:
+    return attend
 
 
 class TransformerLayer(nn.Module):
