@@ -29,7 +29,7 @@ def run_job(
     """Parse, validate and run; the exit code is 2 for a mistake of the user, 130 for Ctrl-C."""
     parser = build_parser(settings_class, description)
     add_flags(parser)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_intermixed_args(argv)
     quiet()
     try:
         settings = load_config(settings_class, arguments.config, arguments.overrides)

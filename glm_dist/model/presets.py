@@ -12,14 +12,22 @@ Preset = Mapping[str, Any]
 
 
 def _shape(
-    layers: int, hidden: int, heads: int, *, vocabulary: int, positions: int, dropout: float
+    layers: int,
+    hidden: int,
+    heads: int,
+    *,
+    vocabulary: int,
+    longest: int,
+    dropout: float,
+    positions: str,
 ) -> Preset:
     shape = {
         "num_layers": layers,
         "hidden_size": hidden,
         "num_heads": heads,
         "vocab_size": vocabulary,
-        "max_position_embeddings": positions,
+        "positions": positions,
+        "max_position_embeddings": longest,
         "embedding_dropout": dropout,
         "attention_dropout": dropout,
         "hidden_dropout": dropout,
@@ -27,14 +35,33 @@ def _shape(
     return MappingProxyType(shape)
 
 
-def _published(layers: int, hidden: int, heads: int, vocabulary: int, positions: int) -> Preset:
+def _published(layers: int, hidden: int, heads: int, vocabulary: int, longest: int) -> Preset:
     """A model of the GLM paper and its repository; all were trained with dropout 0.1."""
-    return _shape(layers, hidden, heads, vocabulary=vocabulary, positions=positions, dropout=0.1)
+    return _shape(
+        layers,
+        hidden,
+        heads,
+        vocabulary=vocabulary,
+        longest=longest,
+        dropout=0.1,
+        positions="learned",
+    )
 
 
 def _small(layers: int, hidden: int, heads: int, vocabulary: int) -> Preset:
-    """A shape of our own; it sees its text once or twice, so dropout would only slow it down."""
-    return _shape(layers, hidden, heads, vocabulary=vocabulary, positions=512, dropout=0.0)
+    """A shape of our own, for text that is seen once or twice.
+
+    Dropout would only slow it down, and with rotary positions it looks around a blank early.
+    """
+    return _shape(
+        layers,
+        hidden,
+        heads,
+        vocabulary=vocabulary,
+        longest=512,
+        dropout=0.0,
+        positions="rotary_2d",
+    )
 
 
 DEFAULT_PRESET = "glm-demo"

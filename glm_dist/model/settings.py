@@ -31,10 +31,10 @@ class ModelSettings(Settings):
     pad_vocab_multiple: int = Field(128, ge=1)
     """Embedding rows are rounded up to a multiple of this, which matrix units like; the rows past
     vocab_size never get any probability."""
-    positions: Literal["learned", "rotary_2d"] = "learned"
+    positions: Literal["learned", "rotary_2d"] = "rotary_2d"
     """learned: a table for each of both positions, as in 2021; rotary_2d: half of each head turned
-    by the position, half by the block position, as in ChatGLM-6B; learns to look around a blank in
-    a fraction of the steps."""
+    by the position, half by the block position, as in ChatGLM-6B, which learns to look around a
+    blank in a fraction of the steps."""
     rotary_base: float = Field(10_000.0, gt=1)
     """rotary_2d: longest wave length in tokens, over 2 pi."""
     max_position_embeddings: int = Field(512, ge=1)

@@ -71,6 +71,7 @@ def infer_settings(
         "ffn_hidden_size": weights[_FIRST_MLP].shape[0],
         "vocab_size": table_rows,
         "pad_vocab_multiple": table_rows,
+        "positions": "learned",
         "max_position_embeddings": weights[_POSITIONS].shape[0] - 1,
     }
     return ModelSettings(**{**shape, **options})

@@ -10,13 +10,13 @@ EXPECTED_LOSS_SHARE = 0.3  # between token mode's 0.18 and document mode's 0.6 (
 FP32, BF16 = 4, 2
 
 
-def plan_memory(settings: PretrainSettings) -> MemoryPlan:
-    """Bytes of one rank; `auto` is planned as bf16."""
+def plan_memory(settings: PretrainSettings, num_workers: int | None = None) -> MemoryPlan:
+    """Bytes of one of so many ranks, those of the run if None; `auto` is planned as bf16."""
     model, engine = settings.model, settings.engine
     width = FP32 if engine.dtype == "float32" else BF16
     stage = engine.zero_stage if engine.backend == "deepspeed" else 0
     weights, gradients, optimizer = state_bytes(
-        model.num_parameters, width, stage, settings.workers.num_workers
+        model.num_parameters, width, stage, num_workers or settings.workers.num_workers
     )
     return MemoryPlan(
         weights=weights,
@@ -40,6 +40,24 @@ def plan_flops(settings: PretrainSettings) -> float:
     return training_flops(shape_of(settings.model), tokens, EXPECTED_LOSS_SHARE * tokens, pairs)
 
 
+def describe_hours(settings: PretrainSettings, dataset: TokenDataset) -> str:
+    """Hours of the whole run from a few real steps here, or why there were none."""
+    from glm_dist.train.probe import PROBE_STEPS, free_bytes, seconds_per_step
+
+    needed, free = plan_memory(settings, num_workers=1).total, free_bytes()
+    if needed > free:
+        return (
+            f"not probed: one process needs about {needed / 2**30:,.1f} GiB and "
+            f"{free / 2**30:,.1f} GiB are free here"
+        )
+    seconds = seconds_per_step(settings, dataset)
+    return (
+        f"{seconds * settings.num_steps / 3600:.2f}, from {PROBE_STEPS} steps of one rank's share "
+        f"in this process ({seconds:.3f} s each); sums between ranks, evaluation and checkpoints "
+        "come on top, and all ranks are taken to be as fast as this one"
+    )
+
+
 def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
     """The plan as lines for a terminal."""
     memory = plan_memory(settings)
@@ -58,5 +76,6 @@ def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
         ("useful work", f"{plan_flops(settings):.3g} FLOP"),
         *((name, f"{size / 2**20:,.0f} MiB a rank") for name, size in vars(memory).items()),
         ("memory", f"{memory.total / 2**20:,.0f} MiB a rank"),
+        ("hours", describe_hours(settings, dataset)),
     ]
     return "\n".join(f"{name:<12} {value}" for name, value in lines)

@@ -43,10 +43,11 @@ def load_golden(golden):
     return lambda **options: load_reference_weights(weights, num_heads=2, **options)
 
 
-@pytest.fixture
-def tiny():
+@pytest.fixture(params=["learned", "rotary_2d"])
+def tiny(request):
     def settings(**changes):
         shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "vocab_size": 100}
+        shape["positions"] = request.param
         return ModelSettings(**{**shape, "max_position_embeddings": 256, **changes})
 
     return settings

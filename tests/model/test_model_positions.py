@@ -5,16 +5,16 @@ import math
 import pytest
 import torch
 
-from glm_dist.model import KVCache, ModelSettings, build_model
+from glm_dist.model import ModelSettings, build_model
 from glm_dist.model.positions import Rotary2D
 from glm_dist.objective import dense_mask
 
 PART_A, PART_B = 11, 6
 
 
-@pytest.fixture
-def model(tiny):
-    return build_model(tiny(init_std=0.2, positions="rotary_2d")).eval()
+SETTINGS = ModelSettings(
+    num_layers=2, hidden_size=32, num_heads=2, vocab_size=100, init_std=0.2, positions="rotary_2d"
+)
 
 
 def written_out(states, positions, base=10_000.0):
@@ -51,7 +51,8 @@ def test_the_rotation_is_the_formula_in_float64():
 
 
 @torch.no_grad()
-def test_only_distances_count(model, make_sample):
+def test_only_distances_count(make_sample):
+    model = build_model(SETTINGS).eval()
     batch = make_sample(3, PART_A, PART_B)
     mask = dense_mask(batch.segment_ids, batch.prefix_ends)[:, None]
     blocks = batch.block_position_ids
@@ -62,26 +63,10 @@ def test_only_distances_count(model, make_sample):
     assert (flat - here).abs().max() > 0.1
 
 
-@torch.no_grad()
-def test_decoding_with_a_cache_equals_the_uncached_forward(model, make_sample, tiny):
-    batch = make_sample(3, PART_A, PART_B)
-    fields = (batch.tokens, batch.position_ids, batch.block_position_ids)
-    mask = dense_mask(batch.segment_ids, batch.prefix_ends)[:, None]
-    cache = KVCache.allocate(tiny(), batch_size=1, max_tokens=PART_A + PART_B)
-    cuts = [0, *range(PART_A, PART_A + PART_B + 1)]
-    steps = [
-        model.hidden_states(*(field[:, start:end] for field in fields), None, cache)
-        for start, end in zip(cuts, cuts[1:], strict=False)
-    ]
-    whole = model.hidden_states(*fields, mask)
-    torch.testing.assert_close(torch.cat(steps, dim=1), whole, rtol=1e-5, atol=1e-5)
-
-
-def test_there_are_no_position_tables_and_the_count_says_so(tiny):
-    settings = tiny(positions="rotary_2d")
-    parameters = dict(build_model(settings, device="meta").named_parameters())
+def test_there_are_no_position_tables_and_the_count_says_so():
+    parameters = dict(build_model(SETTINGS, device="meta").named_parameters())
     assert not [name for name in parameters if "position" in name]
-    assert settings.num_parameters == sum(weight.numel() for weight in parameters.values())
+    assert SETTINGS.num_parameters == sum(weight.numel() for weight in parameters.values())
 
 
 def test_heads_that_cannot_be_turned_are_refused():
