@@ -1,6 +1,8 @@
 import bz2
 import gzip
 import json
+import subprocess
+import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -138,3 +140,43 @@ def test_single_bad_records_are_items_with_place_and_reason(tmp_path):
     broken = read(write(tmp_path, "a.txt", b"fine\n\xff\xfe\n"))
     assert isinstance(broken[0], Bad)
     assert "UTF-8" in broken[0].reason
+
+
+def read_apart(settings):
+    """Documents, bad records and memory growth of a process that only reads."""
+    program = (
+        "import json, resource, sys\n"
+        "from glm_dist.data.prepare.readers import Bad, read_documents\n"
+        "from glm_dist.data.prepare.settings import PrepareSettings\n"
+        "from glm_dist.data.prepare.sources import plan_partitions\n"
+        "settings = PrepareSettings(**json.loads(sys.argv[1]))\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
+        "before, items = peak(), []\n"
+        "for partition in plan_partitions(settings):\n"
+        "    for part in partition.parts:\n"
+        "        items += read_documents(part, settings)\n"
+        "bad = [item.reason for item in items if isinstance(item, Bad)]\n"
+        "print(json.dumps([len(items) - len(bad), bad, peak() - before]))\n"
+    )
+    command = [sys.executable, "-c", program, settings.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.txt", "a.jsonl.gz"])
+def test_a_line_of_100_megabytes_is_one_bad_record_and_never_in_memory(tmp_path, name):
+    good = b"".join(json.dumps({"text": f"document {i}"}).encode() + b"\n" for i in range(150))
+    path = tmp_path / name
+    with (gzip.open if name.endswith(".gz") else open)(path, "wb") as file:
+        file.write(good)
+        for _ in range(100):
+            file.write(b"x" * (1 << 20))
+        file.write(b"\n" + good)
+    settings = PrepareSettings(
+        sources=[SourceSettings(name="one", path=str(path))], max_record_bytes=4_000_000
+    )
+    num_good, bad, grown_mib = read_apart(settings)
+    assert len(bad) == 1
+    assert "max_record_bytes 4,000,000" in bad[0]
+    assert num_good == (2 if name == "a.txt" else 300)
+    assert grown_mib < 64

@@ -25,6 +25,7 @@ from glm_dist.data.prepare.settings import PrepareSettings
 from glm_dist.data.prepare.sources import FilePart
 from glm_dist.errors import DataError
 
+SKIPPED_AT_A_TIME = 1 << 20
 TEXT_FIELDS = ("text", "content", "paragraphs", "abstract", "body", "document")
 
 
@@ -92,7 +93,7 @@ def _lines(part: FilePart, max_bytes: int) -> Iterator[tuple[int, bytes | None]]
         position = part.start
         if part.start:
             file.seek(part.start - 1)
-            position += len(file.readline()) - 1
+            position += _skip_line(file) - 1
         while is_whole or position < part.end:
             line = file.readline(max_bytes + 1)
             if not line:
@@ -101,10 +102,17 @@ def _lines(part: FilePart, max_bytes: int) -> Iterator[tuple[int, bytes | None]]
             if len(line) <= max_bytes:
                 yield start, line
                 continue
-            while line and not line.endswith(b"\n"):
-                line = file.readline(1 << 20)
-                position += len(line)
+            position += 0 if line.endswith(b"\n") else _skip_line(file)
             yield start, None
+
+
+def _skip_line(file: BinaryIO) -> int:
+    """Go behind the next line end; the bytes passed, of which few are in memory at a time."""
+    passed, line = 0, b"begin"
+    while line and not line.endswith(b"\n"):
+        line = file.readline(SKIPPED_AT_A_TIME)
+        passed += len(line)
+    return passed
 
 
 def _read_text(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
