@@ -43,5 +43,9 @@ class LaunchError(GlmDistError):
     """The cluster cannot run what was asked for."""
 
 
+class StepFailedError(GlmDistError):
+    """A rank raised in a step; the message names step, rows and what was raised."""
+
+
 class DependencyError(GlmDistError):
     """An optional package is not installed."""

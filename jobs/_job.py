@@ -19,21 +19,25 @@ S = TypeVar("S", bound=Settings)
 
 
 def run_job(
-    main: Callable[[S, argparse.Namespace], None],
+    main: Callable[[S, argparse.Namespace], int | None],
     settings_class: type[S],
     *,
     description: str,
     add_flags: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Parse, validate and run; the exit code is 2 for a mistake of the user, 130 for Ctrl-C."""
+    """Parse, validate and run `main`.
+
+    Returns:
+        The exit code: what `main` returns, 2 for a mistake of the user, 130 for Ctrl-C.
+    """
     parser = build_parser(settings_class, description)
     add_flags(parser)
     arguments = parser.parse_intermixed_args(argv)
     quiet()
     try:
         settings = load_config(settings_class, arguments.config, arguments.overrides)
-        main(settings, arguments)
+        return main(settings, arguments) or 0
     except ConfigError as error:
         print(_numbered(error.problems), file=sys.stderr)
         return 2
@@ -43,7 +47,6 @@ def run_job(
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return 130
-    return 0
 
 
 def build_parser(settings_class: type[Settings], description: str) -> argparse.ArgumentParser:

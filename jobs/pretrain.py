@@ -12,6 +12,7 @@ import math
 import sys
 from pathlib import Path
 
+from _driver import RESUME_ME, as_driver, on_termination
 from _job import run_job
 from _ray import connect
 
@@ -24,11 +25,13 @@ TERMINAL_HEADER = (
 )
 
 
-def main(settings: PretrainSettings, arguments: argparse.Namespace) -> None:
-    """Train, then say where everything lies."""
+def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
+    """Train, then say where everything lies; RESUME_ME when the run was asked to stop early."""
     from glm_dist.data.shards import TokenDataset
-    from glm_dist.train.launch import ROW_TASK_CPUS, Follower, launch, resolve, run_folder_of
+    from glm_dist.train.follow import Follower
+    from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve, run_folder_of
     from glm_dist.train.report import publish_report, write_report
+    from glm_dist.train.supervise import ask_to_stop
 
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
@@ -36,19 +39,25 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> None:
         from glm_dist.train.plan import describe_plan
 
         print(describe_plan(settings, dataset))
-        return
+        return 0
     print(dump_config(settings))
     workers = settings.workers
-    connect(math.ceil(workers.num_workers * workers.cpus_per_worker) + ROW_TASK_CPUS)
+    connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
     run_folder = run_folder_of(settings)
     print(f"run folder   {run_folder}", flush=True)
+    on_termination(lambda: ask_to_stop(run_folder, "signal"))
     terminal = Terminal(settings.num_steps)
     with Follower(run_folder / "metrics.jsonl", terminal.show):
         launched = launch(settings)
+    if launched.ending.kind != "finished":
+        print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
+        print("next         the same command again goes on from there")
+        return RESUME_ME
     summary = write_report(run_folder, settings, dataset)
     print_summary(summary, launched.run_folder)
     if arguments.docs:
         print(f"published    {publish_report(run_folder, settings, Path(arguments.docs))}")
+    return 0
 
 
 class Terminal:
@@ -120,4 +129,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_job(main, PretrainSettings, description=__doc__ or "", add_flags=add_flags))
+    sys.exit(
+        run_job(as_driver(main), PretrainSettings, description=__doc__ or "", add_flags=add_flags)
+    )

@@ -8,7 +8,6 @@ rows in order; every batch carries its row ids and the trainer checks them all t
 
 import json
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -168,23 +167,22 @@ class RowPlan:
 
 
 class RowDataConfig(ray.train.DataConfig):
-    """Builds the plan where the world size is known, from the attempt's own resume decision.
+    """Streams the rows of one attempt, whose resume decision the plan was made from.
 
-    Ray calls `configure` once an attempt, before any rank gets its shard.
+    Ray calls `configure` once, before any rank gets its shard.
     """
 
-    def __init__(self, plan_attempt: Callable[[int], RowPlan]) -> None:
+    def __init__(self, plan: RowPlan) -> None:
         options = ExecutionOptions(preserve_order=True)
         super().__init__(execution_options=options, enable_shard_locality=False)
-        self._plan_attempt = plan_attempt
+        self._plan = plan
 
     def configure(
         self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
     ) -> list[dict[str, DataIterator]]:
         """One iterator named `train` a rank."""
-        plan = self._plan_attempt(world_size)
         quiet_ray_data()
-        return super().configure({"train": plan.dataset()}, world_size, *args, **kwargs)
+        return super().configure({"train": self._plan.dataset()}, world_size, *args, **kwargs)
 
 
 def quiet_ray_data() -> None:

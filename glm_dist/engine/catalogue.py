@@ -66,13 +66,25 @@ class Catalogue:
     """
 
     def __init__(
-        self, run_folder: str | Path, keep_last: int = 2, milestone_every_steps: int = 0
+        self,
+        run_folder: str | Path,
+        keep_last: int = 2,
+        milestone_every_steps: int = 0,
+        permit: Callable[[], None] = lambda: None,
     ) -> None:
-        """Args: the run folder; whole checkpoints kept; steps between those kept for good."""
+        """Set up a view of the folder; nothing is read or written yet.
+
+        Args:
+            run_folder: the run's.
+            keep_last: whole checkpoints kept.
+            milestone_every_steps: steps between those kept for good; 0 for none.
+            permit: raises on the leading rank, right before a commit, if it must not be.
+        """
         self.run_folder = Path(run_folder)
         self.damaged: list[Damage] = []
         self._keep_last = max(1, keep_last)
         self._milestone_every_steps = milestone_every_steps
+        self._permit = permit
         self._verified: set[str] = set()
 
     def save(
@@ -172,6 +184,7 @@ class Catalogue:
     ) -> None:
         write_manifest(folder, step=step, attempt=attempt, files=files, engine=engine, state=state)
         name = f"checkpoint-{step:08d}"
+        self._permit()
         if (self.run_folder / name).exists():
             # A run that redoes a step writes it anew; the old one makes room whole.
             rename_folder(self.run_folder / name, f"{name}.tmp-replaced-{attempt}")

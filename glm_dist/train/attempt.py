@@ -13,7 +13,7 @@ from typing import Any
 from glm_dist.config import dump_config
 from glm_dist.engine import Catalogue, Checkpoint
 from glm_dist.engine.checkpoint import read_manifest
-from glm_dist.errors import CheckpointError
+from glm_dist.errors import CheckpointError, LaunchError
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import TrainState
 
@@ -59,7 +59,7 @@ def decide_attempt(
     if checkpoint is not None:
         state = dict(checkpoint.state["train"])
         _check_fingerprints(checkpoint, fingerprints)
-    number = len(list(attempts_folder(run_folder).glob("attempt-*.json")))
+    number = newest_number(run_folder) + 1
     attempt = Attempt(
         number=number,
         world_size=world_size,
@@ -67,11 +67,35 @@ def decide_attempt(
         state=state,
         damaged=[f"{damage.folder.name}: {damage.reason}" for damage in catalogue.damaged],
     )
-    path = attempts_folder(run_folder) / f"attempt-{number:05d}.json"
-    temporary = path.with_suffix(f".tmp-{os.getpid()}")
-    temporary.write_text(json.dumps(asdict(attempt), indent=1))
-    os.replace(temporary, path)
+    _create(attempts_folder(run_folder) / f"attempt-{number:05d}.json", asdict(attempt))
     return attempt
+
+
+def is_superseded(run_folder: Path, number: int) -> bool:
+    """Whether a later attempt has been decided on, so that this one must not commit any more."""
+    return newest_number(run_folder) > number
+
+
+def newest_number(run_folder: Path) -> int:
+    """Number of the latest decision, -1 in a run without any."""
+    names = [path.stem for path in attempts_folder(run_folder).glob("attempt-*.json")]
+    return max((int(name.removeprefix("attempt-")) for name in names), default=-1)
+
+
+def _create(path: Path, values: dict[str, Any]) -> None:
+    """Write a file whole under a name that nobody else has taken.
+
+    Raises:
+        LaunchError: when somebody has.
+    """
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(json.dumps(values, indent=1))
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        raise LaunchError(f"{path}: another driver has just started this run") from None
+    finally:
+        temporary.unlink()
 
 
 def read_attempts(run_folder: Path) -> list[Attempt]:

@@ -1,14 +1,14 @@
-"""Pretraining under Ray Train: checks before anything expensive, attempts, and the driver's view.
+"""Pretraining under Ray Train: checks before anything expensive, and the launch of each attempt.
 
-The only file of the package that knows ray. Ray Train restarts the workers after a failure; which
-checkpoint they start from is our own decision (`attempt.py`), taken where the world size is known.
+The only file of the package that knows ray. Whether, with how many workers and from where an
+attempt follows another is decided in `supervise.py`.
 """
 
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,21 @@ from glm_dist.data.order import RowSchedule
 from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_order
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
-from glm_dist.errors import ConfigError, GlmDistError, LaunchError
-from glm_dist.train.attempt import (
-    Attempt,
-    claim_run_folder,
-    decide_attempt,
-    read_attempts,
+from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedError
+from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
+from glm_dist.train.settings import PretrainSettings, WorkerSettings
+from glm_dist.train.supervise import (
+    STOP_NAME,
+    Ending,
+    Failure,
+    ask_to_stop,
+    choose_world_size,
+    claim,
+    keep_claim,
+    release,
+    supervise,
+    write_ending,
 )
-from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.worker import Job, run_rank
 
 logger = logging.getLogger(__name__)
@@ -40,6 +47,7 @@ logger = logging.getLogger(__name__)
 ROW_TASK_CPUS = 1
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
+WATCH_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,7 @@ class Launched:
 
     run_folder: Path
     attempts: list[Attempt]
+    ending: Ending
 
 
 def run_folder_of(settings: PretrainSettings) -> Path:
@@ -79,7 +88,7 @@ def launch(settings: PretrainSettings) -> Launched:
     settings = resolve(settings, dataset)
     run_folder = run_folder_of(settings)
     claim_run_folder(run_folder, settings)
-    check_resources(settings)
+    choose_world_size(settings, room_for_workers(settings.workers))
     check_visibility(run_folder, dataset.folder)
     dataset.verify()
 
@@ -99,40 +108,27 @@ def launch(settings: PretrainSettings) -> Launched:
     }
     job = Job(settings, str(run_folder), str(dataset.folder), fingerprints)
 
-    def plan_attempt(world_size: int) -> RowPlan:
-        attempt = decide_attempt(run_folder, settings, fingerprints, world_size)
-        state = attempt.train_state
-        schedule = RowSchedule(
-            state.next_row, tuple(state.skipped), settings.batch.global_batch_size, world_size
-        )
-        left = max(1, settings.num_steps - state.step)
-        return RowPlan(source, schedule, len(order.tables), left)
-
-    _fit(job, plan_attempt)
-    return Launched(run_folder, read_attempts(run_folder))
+    claim(run_folder)
+    try:
+        with _Watch(run_folder, settings) as watch:
+            workers = RayWorkers(job, source, len(order.tables), watch)
+            ending = supervise(run_folder, settings, fingerprints, workers)
+    finally:
+        release(run_folder)
+    return Launched(run_folder, read_attempts(run_folder), ending)
 
 
-def check_resources(settings: PretrainSettings) -> None:
-    """Refuse what the cluster cannot run, with the arithmetic.
-
-    Raises:
-        LaunchError: when workers and row tasks do not fit.
-    """
-    workers, available = settings.workers, ray.cluster_resources()
-    cpus = available.get("CPU", 0)
-    needed = workers.num_workers * workers.cpus_per_worker + ROW_TASK_CPUS
-    if needed > cpus:
-        raise LaunchError(
-            f"{workers.num_workers} workers x {workers.cpus_per_worker:g} CPUs + {ROW_TASK_CPUS} "
-            f"for the row tasks are {needed:g} CPUs, and the cluster has {cpus:g}; add nodes, or "
-            "lower workers.num_workers or workers.cpus_per_worker"
-        )
-    gpus = available.get("GPU", 0)
-    if workers.use_gpu and gpus < workers.num_workers:
-        raise LaunchError(
-            f"workers.num_workers {workers.num_workers} with a GPU each, and the cluster has "
-            f"{gpus:g}; lower num_workers or set workers.use_gpu=false"
-        )
+def room_for_workers(workers: WorkerSettings) -> int:
+    """Workers that the nodes which stay have room for, one task that builds rows apart."""
+    leaving = ray._private.state.state.get_draining_nodes() or {}
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    cpus = [node["Resources"].get("CPU", 0) for node in nodes]
+    room = sum(int(count // workers.cpus_per_worker) for count in cpus)
+    while room and room * workers.cpus_per_worker + ROW_TASK_CPUS > sum(cpus):
+        room -= 1
+    if workers.use_gpu:
+        room = min(room, int(sum(node["Resources"].get("GPU", 0) for node in nodes)))
+    return room
 
 
 def check_visibility(run_folder: Path, dataset_folder: Path) -> None:
@@ -166,57 +162,148 @@ def _missing_files(paths: list[str]) -> list[str]:
     return [path for path in paths if not Path(path).exists()]
 
 
-def _fit(job: Job, plan_attempt: Callable[[int], RowPlan]) -> None:
-    workers = job.settings.workers
-    gpus = ray.cluster_resources().get("GPU", 0)
-    use_gpu = gpus >= workers.num_workers if workers.use_gpu is None else workers.use_gpu
-    trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
-        scaling_config=ScalingConfig(
-            num_workers=workers.num_workers,
+class RayWorkers:
+    """The ranks of a run under Ray Train, one launch an attempt.
+
+    Ray restarts nothing by itself: a failed launch comes back here, where the next decision is.
+    """
+
+    def __init__(self, job: Job, source: RowSource, num_epochs: int, watch: "_Watch") -> None:
+        self._job, self._source, self._num_epochs, self._watch = job, source, num_epochs, watch
+
+    def room(self) -> int:
+        """Workers the cluster has room for."""
+        return room_for_workers(self._job.settings.workers)
+
+    def run(self, attempt: Attempt) -> Failure | None:
+        """Train until all ranks have returned or one has failed."""
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"job": self._job},
+            scaling_config=self._scaling(attempt.world_size),
+            torch_config=TorchConfig(
+                backend="cpu:gloo,cuda:nccl" if self._use_gpu(attempt.world_size) else "gloo",
+                timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
+            ),
+            run_config=RunConfig(  # type: ignore[call-arg]  # names of Train V1 shadow V2's
+                name=f"launch-{time.time_ns()}",
+                storage_path=str(Path(self._job.run_folder) / "ray_train"),
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+            datasets={"train": _no_dataset},  # type: ignore[dict-item]
+            dataset_config=RowDataConfig(self._plan(attempt)),
+        )
+        self._watch.world_size = attempt.world_size
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            return as_failure(error)
+        except ray.exceptions.RayError as error:
+            return Failure(f"the Ray Train controller is gone ({type(error).__name__})")
+        finally:
+            self._watch.world_size = None
+        return None
+
+    def _plan(self, attempt: Attempt) -> RowPlan:
+        settings, state = self._job.settings, attempt.train_state
+        schedule = RowSchedule(
+            state.next_row,
+            tuple(state.skipped),
+            settings.batch.global_batch_size,
+            attempt.world_size,
+        )
+        left = max(1, settings.num_steps - state.step)
+        return RowPlan(self._source, schedule, self._num_epochs, left)
+
+    def _use_gpu(self, world_size: int) -> bool:
+        chosen = self._job.settings.workers.use_gpu
+        has_gpus = ray.cluster_resources().get("GPU", 0) >= world_size
+        return has_gpus if chosen is None else chosen
+
+    def _scaling(self, world_size: int) -> ScalingConfig:
+        use_gpu = self._use_gpu(world_size)
+        cpus = {"CPU": self._job.settings.workers.cpus_per_worker}
+        return ScalingConfig(
+            num_workers=world_size,
             use_gpu=use_gpu,
-            resources_per_worker={
-                "CPU": workers.cpus_per_worker,
-                **({"GPU": 1} if use_gpu else {}),
-            },
-        ),
-        torch_config=TorchConfig(
-            backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-            timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
-        ),
-        run_config=RunConfig(  # type: ignore[call-arg]  # the names of Train V1 shadow V2's
-            name=f"launch-{time.time_ns()}",
-            storage_path=str(Path(job.run_folder) / "ray_train"),
-            failure_config=FailureConfig(max_failures=workers.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-        datasets={"train": _no_dataset},  # type: ignore[dict-item]
-        dataset_config=RowDataConfig(plan_attempt),
-    )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise _as_ours(error) from error
+            resources_per_worker={**cpus, **({"GPU": 1} if use_gpu else {})},
+        )
+
+
+class _Watch:
+    """Looks at the cluster while ranks train, and asks them to stop where that serves the run.
+
+    A node that joins lets an elastic run grow; before one leaves, any run saves first.
+    """
+
+    def __init__(self, run_folder: Path, settings: PretrainSettings) -> None:
+        self._run_folder, self._settings = run_folder, settings
+        self.world_size: int | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> "_Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        seen_before = None
+        while not self._ended.wait(WATCH_SECONDS):
+            keep_claim(self._run_folder)
+            better = self._better_world_size()
+            if better is not None and better == seen_before:
+                ask_to_stop(self._run_folder, "resize")
+            seen_before = better
+
+    def _better_world_size(self) -> int | None:
+        """Another number of workers the run should go on with, None while it is right."""
+        if self.world_size is None:
+            return None
+        try:
+            room = room_for_workers(self._settings.workers)
+        except ray.exceptions.RayError:
+            return None  # the launch itself will fail and say more
+        fitting = [size for size in self._settings.world_sizes if size <= room]
+        best = fitting[-1] if fitting else 0
+        return best if best != self.world_size else None
 
 
 def _no_dataset() -> None:
     """A stand-in: the dataset is built in `RowDataConfig.configure`, which knows the world size."""
 
 
-def _as_ours(error: BaseException) -> GlmDistError:
-    """The user's error inside Ray's, or the failure of a rank as one of ours."""
+def as_failure(error: BaseException) -> Failure:
+    """What is inside Ray's error: a mistake the user can mend, a rank's own error, or a death."""
+    found = sorted(_inside(error), key=_is_collateral)
+    for inner in found:
+        if isinstance(inner, StepFailedError):
+            text = str(inner)
+            return Failure(text, None if _is_collateral(inner) else text)
+        if isinstance(inner, GlmDistError):
+            return Failure(str(inner), error=inner)
+    last = str(found[-1]).strip().splitlines()
+    return Failure(last[-1] if last else type(found[-1]).__name__)
+
+
+def _inside(error: BaseException) -> list[BaseException]:
     seen: list[BaseException] = [error]
     causes = list(getattr(error, "worker_failures", {}).values())
     while causes:
         cause = causes.pop()
         seen.append(cause)
         causes += [c for c in (cause.__cause__, getattr(cause, "cause", None)) if c is not None]
-    for found in seen:
-        if isinstance(found, GlmDistError):
-            return found
-    last = str(seen[-1]).strip().splitlines()
-    return LaunchError(f"training failed: {last[-1] if last else type(seen[-1]).__name__}")
+    return seen
+
+
+def _is_collateral(error: BaseException) -> bool:
+    """Whether a rank only noticed that another one had gone."""
+    text = str(error).lower()
+    return any(word in text for word in ("connection", "gloo", "nccl", "peer"))
 
 
 class RayBoundary:
@@ -227,7 +314,7 @@ class RayBoundary:
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self._micro_batch_size = job.settings.batch.micro_batch_size
-        self._stop_file = Path(job.run_folder) / "STOP"
+        self._stop_file = Path(job.run_folder) / STOP_NAME
         self._shard = ray.train.get_dataset_shard("train")
 
     def batches(self) -> Iterator[Rows]:
@@ -245,7 +332,7 @@ class RayBoundary:
         ray.train.report(metrics)
 
     def stop_requested(self) -> bool:
-        """Whether somebody put a file named STOP into the run folder."""
+        """Whether a file named STOP lies in the run folder, whoever put it there."""
         return self.rank == 0 and self._stop_file.exists()
 
 
@@ -255,40 +342,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     boundary = RayBoundary(job)
     attempt = read_attempts(Path(job.run_folder))[-1]
     state = run_rank(job, boundary, attempt)
+    if boundary.rank == 0:
+        is_finished = state.step >= job.settings.num_steps
+        ending = Ending(state.step, "finished" if is_finished else "stopped")
+        write_ending(Path(job.run_folder), attempt.number, ending)
     boundary.report({"step": state.step})
-
-
-class Follower:
-    """Shows a run's log lines while it trains, by reading the file that rank 0 writes."""
-
-    def __init__(self, path: Path, show: Callable[[str], None], poll_seconds: float = 0.5) -> None:
-        self._path, self._show, self._poll_seconds = path, show, poll_seconds
-        self._position = path.stat().st_size if path.exists() else 0
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> "Follower":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self._show_new()
-
-    def _follow(self) -> None:
-        while not self._ended.wait(self._poll_seconds):
-            self._show_new()
-
-    def _show_new(self) -> None:
-        if not self._path.exists():
-            return
-        size = self._path.stat().st_size
-        self._position = min(self._position, size)  # a resumed run cuts redone lines off
-        with open(self._path, "rb") as file:
-            file.seek(self._position)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
-        self._position += len(whole)
-        for line in whole.decode().splitlines():
-            self._show(line)

@@ -3,9 +3,10 @@
 No ray and no files here; the same loop runs under Ray Train, in tests and in the benchmark.
 """
 
+import contextlib
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 
 from glm_dist.data.rows import Rows
 from glm_dist.engine import Engine
+from glm_dist.errors import GlmDistError, StepFailedError
 from glm_dist.evaluate.heldout import HeldOut
 from glm_dist.metrics.clock import Clock
 from glm_dist.objective import Mode
@@ -56,27 +58,51 @@ def train(run: Run) -> TrainState:
 
         rows = run.stream.next_step()
         run.clock.lap("data")
-        totals = count(rows, run.boundary)
-        stopping = totals.stop
-        seed_dropout(settings.seed, state.step, run.boundary.rank)
-        for number, (batch, modes) in enumerate(rows.batches(run.engine.device), start=1):
-            is_last = number == len(rows.micro_batches)
-            output = run.engine.backward(batch, 1 / max(1.0, totals.loss_tokens), is_last)
-            run.recorder.add_losses(output.token_losses, modes)
-        health = run.engine.prepare()
-        rate = learning_rate(settings.schedule, state.step, settings.num_steps)
-        if bool(health.is_finite):
-            run.engine.apply(rate)
-        else:
-            discard(run, rows)
-        state.step += 1
-        state.next_row = run.stream.next_row
-        state.tokens += totals.tokens
-        state.loss_tokens += int(totals.loss_tokens)
-        run.clock.lap("compute")
-        run.recorder.add_step(totals, rate, health.grad_norm)
+        with naming_rows(state.step, rows):
+            totals = count(rows, run.boundary)
+            stopping = totals.stop
+            train_step(run, rows, totals)
         if state.step % settings.log_every_steps == 0 or state.step == settings.num_steps:
             run.recorder.log(state)
+
+
+def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> None:
+    """One optimizer step, or one that is left out because its gradient is not finite."""
+    state, settings = run.state, run.settings
+    seed_dropout(settings.seed, state.step, run.boundary.rank)
+    for number, (batch, modes) in enumerate(rows.batches(run.engine.device), start=1):
+        is_last = number == len(rows.micro_batches)
+        output = run.engine.backward(batch, 1 / max(1.0, totals.loss_tokens), is_last)
+        run.recorder.add_losses(output.token_losses, modes)
+    health = run.engine.prepare()
+    rate = learning_rate(settings.schedule, state.step, settings.num_steps)
+    if bool(health.is_finite):
+        run.engine.apply(rate)
+    else:
+        discard(run, rows)
+    state.step += 1
+    state.next_row = run.stream.next_row
+    state.tokens += totals.tokens
+    state.loss_tokens += int(totals.loss_tokens)
+    run.clock.lap("compute")
+    run.recorder.add_step(totals, rate, health.grad_norm)
+
+
+@contextlib.contextmanager
+def naming_rows(step: int, rows: StepRows) -> Iterator[None]:
+    """Give an error of a step the step's rows, so that the same one is known when it comes again.
+
+    Raises:
+        StepFailedError: in place of whatever was raised that is no error of ours.
+    """
+    try:
+        yield
+    except GlmDistError:
+        raise
+    except Exception as error:
+        raise StepFailedError(
+            f"step {step}, rows {rows.row_ids.tolist()}: {type(error).__name__}: {error}"
+        ) from error
 
 
 @dataclass(frozen=True)
@@ -150,10 +176,9 @@ def discard(run: Run, rows: StepRows) -> None:
     """Leave out a step whose gradient is not finite, and say which rows it held."""
     run.engine.discard()
     run.state.discarded_steps += 1
-    ids = np.concatenate([batch["row_ids"] for batch in rows.micro_batches])
     logger.warning(
         "step %d: the gradient is not finite; all ranks leave the step out (rows %s of rank %d)",
         run.state.step,
-        ids.tolist(),
+        rows.row_ids.tolist(),
         run.boundary.rank,
     )

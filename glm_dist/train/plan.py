@@ -16,7 +16,7 @@ def plan_memory(settings: PretrainSettings, num_workers: int | None = None) -> M
     width = FP32 if engine.dtype == "float32" else BF16
     stage = engine.zero_stage if engine.backend == "deepspeed" else 0
     weights, gradients, optimizer = state_bytes(
-        model.num_parameters, width, stage, num_workers or settings.workers.num_workers
+        model.num_parameters, width, stage, num_workers or settings.world_sizes[-1]
     )
     return MemoryPlan(
         weights=weights,
@@ -70,7 +70,7 @@ def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
         ("steps", f"{settings.num_steps:,} of {settings.tokens_per_step:,} tokens"),
         (
             "batch",
-            f"{settings.batch.global_batch_size} rows = {settings.workers.num_workers} workers x "
+            f"{settings.batch.global_batch_size} rows = {settings.world_sizes[-1]} workers x "
             f"{settings.accumulation_steps} micro-batches x {settings.batch.micro_batch_size}",
         ),
         ("useful work", f"{plan_flops(settings):.3g} FLOP"),

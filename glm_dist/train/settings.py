@@ -3,7 +3,7 @@
 import math
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
 from glm_dist.config import Settings
 from glm_dist.data.rows import RowSettings
@@ -64,21 +64,43 @@ class CheckpointSettings(Settings):
     """Steps between checkpoints; one more stands at the end."""
     keep_last: int = 2
     """Verified checkpoints kept besides milestones."""
+    max_missed: int = 3
+    """Checkpoints in a row that may fail to be written, on a full disk, before the run ends."""
     milestone_every_steps: int = 0
     """Steps between checkpoints that are kept for good; 0 for none."""
+
+
+class WorkerRange(Settings):
+    """As many workers as the cluster has room for, between two numbers."""
+
+    min: int = Field(1, ge=1)
+    """Fewest workers a run goes on with."""
+    max: int = Field(ge=1)
+    """Most workers it takes."""
 
 
 class WorkerSettings(Settings):
     """Who trains."""
 
-    num_workers: int = 2
-    """Training processes; each is one rank."""
+    num_workers: int | WorkerRange = 2
+    """Training processes, each one rank; {min: 1, max: 4} takes what the cluster has and follows
+    it when nodes go and come."""
     use_gpu: bool | None = None
     """One GPU a worker; by default when the cluster has that many."""
     cpus_per_worker: float = 1
     """Logical CPUs reserved for each worker; its torch uses as many threads."""
     max_failures: int = 10
-    """Restarts after failures before the run gives up."""
+    """Failures in a row, without a new checkpoint in between, before the run gives up."""
+
+    @property
+    def fewest(self) -> int:
+        """Workers it takes at least."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.min
+
+    @property
+    def most(self) -> int:
+        """Workers it takes at most."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers.max
 
 
 class PretrainSettings(Settings):
@@ -119,9 +141,16 @@ class PretrainSettings(Settings):
         return self.batch.global_batch_size * self.rows.sequence_length
 
     @property
+    def world_sizes(self) -> list[int]:
+        """Numbers of workers that share the global batch evenly, ascending."""
+        rows, micro = self.batch.global_batch_size, self.batch.micro_batch_size
+        sizes = range(self.workers.fewest, self.workers.most + 1)
+        return [size for size in sizes if rows % (size * micro) == 0]
+
+    @property
     def rows_per_rank(self) -> int:
-        """Rows of one worker in one optimizer step."""
-        return self.batch.global_batch_size // self.workers.num_workers
+        """Rows of one worker in one optimizer step, at the largest number of workers."""
+        return self.batch.global_batch_size // self.world_sizes[-1]
 
     @property
     def accumulation_steps(self) -> int:
@@ -145,14 +174,15 @@ class PretrainSettings(Settings):
 
     def _batch_problems(self) -> list[str]:
         rows, micro = self.batch.global_batch_size, self.batch.micro_batch_size
-        workers = self.workers.num_workers
-        if min(rows, micro, workers) < 1:
-            return ["batch and workers: sizes must be at least 1"]
-        if rows % (workers * micro):
+        fewest, most = self.workers.fewest, self.workers.most
+        if min(rows, micro, fewest) < 1 or most < fewest:
+            return ["batch and workers: sizes must be at least 1, and max no less than min"]
+        if not self.world_sizes:
+            workers = str(most) if fewest == most else f"neither of {fewest} to {most}"
             return [
                 f"batch.global_batch_size: got {rows}, which {workers} workers x micro-batches of "
-                f"{micro} do not divide; use a multiple of {workers * micro}, e.g. "
-                f"{math.ceil(rows / (workers * micro)) * workers * micro}"
+                f"{micro} do not divide; use a multiple of {most * micro}, e.g. "
+                f"{math.ceil(rows / (most * micro)) * most * micro}"
             ]
         return []
 

@@ -21,6 +21,11 @@ class StepRows:
 
     micro_batches: list[Rows]
 
+    @property
+    def row_ids(self) -> np.ndarray:
+        """Global numbers of the rows, int64."""
+        return np.concatenate([rows["row_ids"] for rows in self.micro_batches])
+
     @cached_property
     def mode_counts(self) -> np.ndarray:
         """Loss-bearing tokens by objective mode, float64 [modes]."""

@@ -1,6 +1,7 @@
 """What one rank does: engine, rows, loop, final weights. No ray here either."""
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,18 +14,21 @@ from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Catalogue, Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.errors import CheckpointError
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
 from glm_dist.model import build_model
-from glm_dist.train.attempt import Attempt
+from glm_dist.train.attempt import Attempt, is_superseded
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
-from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.settings import CheckpointSettings, PretrainSettings
 from glm_dist.train.state import TrainState
 from glm_dist.train.stream import RowStream
+
+logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
 
@@ -50,13 +54,12 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
     state = attempt.train_state
     sinks = _sinks(job, state, engine) if boundary.rank == 0 else None
     heldout = _heldout(job, boundary)
-    catalogue = Catalogue(
-        run_folder, settings.checkpoints.keep_last, settings.checkpoints.milestone_every_steps
-    )
+    saver = Saver(run_folder, settings.checkpoints, attempt.number)
 
     def save(current: TrainState) -> None:
         kept = {"train": current.to_json(), "fingerprints": job.fingerprints}
-        catalogue.save(current.step, engine, {**kept, "config": settings.model_dump(mode="json")})
+        kept["config"] = settings.model_dump(mode="json")
+        saver.save(current.step, engine, kept)
 
     schedule = RowSchedule(
         state.next_row,
@@ -82,6 +85,39 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
     if sinks is not None:
         sinks.close()
     return state
+
+
+class Saver:
+    """Checkpoints of one attempt: none once a later attempt has begun, and a full disk can wait."""
+
+    def __init__(self, run_folder: Path, settings: CheckpointSettings, attempt_number: int) -> None:
+        self._run_folder, self._attempt_number = run_folder, attempt_number
+        self._max_missed, self._missed = settings.max_missed, 0
+        self._catalogue = Catalogue(
+            run_folder, settings.keep_last, settings.milestone_every_steps, permit=self._permit
+        )
+
+    def save(self, step: int, engine: Engine, state: dict[str, Any]) -> None:
+        """Commit a checkpoint, or say that it was missed.
+
+        Raises:
+            CheckpointError: when a later attempt has taken the run over, or too many in a row were
+                missed.
+        """
+        try:
+            self._catalogue.save(step, engine, state)
+        except CheckpointError as error:
+            self._missed += 1
+            is_over = is_superseded(self._run_folder, self._attempt_number)
+            if is_over or self._missed > self._max_missed:
+                raise
+            logger.warning("%s; training goes on without it", error)
+        else:
+            self._missed = 0
+
+    def _permit(self) -> None:
+        if is_superseded(self._run_folder, self._attempt_number):
+            raise CheckpointError("a later attempt has taken this run over")
 
 
 def _sinks(job: Job, state: TrainState, engine: Engine) -> Sinks:
