@@ -18,6 +18,7 @@ import ray.train
 import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glm_dist.config import output_path
@@ -203,6 +204,7 @@ class RayWorkers:
             return Failure(f"the Ray Train controller is gone ({type(error).__name__})")
         finally:
             self._watch.world_size = None
+            _free_reservations()
         return None
 
     def _plan(self, attempt: Attempt) -> RowPlan:
@@ -275,6 +277,19 @@ class _Watch:
 
 def _no_dataset() -> None:
     """A stand-in: the dataset is built in `RowDataConfig.configure`, which knows the world size."""
+
+
+def _free_reservations() -> None:
+    """Give back what a controller that died had reserved for its workers; this job's alone.
+
+    Ray Train's own cleaner asks the dashboard for it, which a Ray started here does without.
+    """
+    own_job = ray.get_runtime_context().get_job_id()
+    for name, group in ray.util.placement_group_table().items():
+        if name.endswith(own_job) and group["state"] != "REMOVED":
+            ray.util.remove_placement_group(
+                PlacementGroup(ray.PlacementGroupID(bytes.fromhex(name)))
+            )
 
 
 def as_failure(error: BaseException) -> Failure:
