@@ -8,28 +8,23 @@ import time
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor, nn
 
 from glm_dist.data.rows import Rows
-from glm_dist.engine.device import choose_dtype
-from glm_dist.model import build_model
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.stream import to_batch
 
 
 def bare_loop(
-    settings: PretrainSettings, steps: Sequence[Sequence[Rows]], device: torch.device
+    model: nn.Module, settings: PretrainSettings, steps: Sequence[Sequence[Rows]]
 ) -> list[float]:
-    """Seconds of each optimizer step; `steps` holds each step's micro-batches, built already."""
+    """Train the model in its own dtype; seconds of each step, whose micro-batches are built."""
     engine = settings.engine
-    dtype = choose_dtype(engine, device)
-    model = build_model(settings.model, device).to(dtype)
-    weights: list[torch.Tensor] = list(model.parameters())
-    is_narrow = dtype != torch.float32
-    masters: list[torch.Tensor] = (
-        [torch.nn.Parameter(weight.detach().float()) for weight in weights]
-        if is_narrow
-        else weights
-    )
+    weights: list[Tensor] = list(model.parameters())
+    device, is_narrow = weights[0].device, weights[0].dtype.itemsize < torch.float32.itemsize
+    masters: list[Tensor] = weights
+    if is_narrow:
+        masters = [nn.Parameter(weight.detach().float()) for weight in weights]
     optimizer = torch.optim.AdamW(
         masters,
         lr=settings.schedule.peak_learning_rate,
@@ -43,8 +38,7 @@ def bare_loop(
         start = time.perf_counter()
         loss_tokens = max(1, sum(int(rows["loss_mask"].sum()) for rows in micro_batches))
         for rows in micro_batches:
-            output = model(*to_batch(rows, device))
-            (output.loss_sum / loss_tokens).backward()
+            (model(*to_batch(rows, device)).loss_sum / loss_tokens).backward()
             if is_narrow:
                 accumulate(weights, masters)
         torch.nn.utils.clip_grad_norm_(masters, engine.gradient_clip_norm)
@@ -59,10 +53,9 @@ def bare_loop(
     return seconds
 
 
-def accumulate(weights: list[torch.Tensor], masters: list[torch.Tensor]) -> None:
+def accumulate(weights: Sequence[Tensor], masters: Sequence[Tensor]) -> None:
     """Add narrow gradients to the fp32 ones and forget them."""
     for weight, master in zip(weights, masters, strict=True):
         if weight.grad is not None:
-            gradient = weight.grad.float()
-            master.grad = gradient if master.grad is None else master.grad.add_(gradient)
-        weight.grad = None
+            narrow, weight.grad = weight.grad.float(), None
+            master.grad = narrow if master.grad is None else master.grad.add_(narrow)

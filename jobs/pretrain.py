@@ -36,9 +36,10 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
     if arguments.plan:
-        from glm_dist.train.plan import describe_plan
+        from glm_dist.train.plan import describe_hours, describe_plan
 
-        print(describe_plan(settings, dataset))
+        print(describe_plan(settings, dataset), flush=True)
+        print(f"{'hours':<12} {describe_hours(settings, dataset)}")
         return 0
     print(dump_config(settings))
     workers = settings.workers

@@ -1,6 +1,10 @@
-"""Bytes a rank needs, by the formulae of mixed precision with Adam; plain numbers, no model."""
+"""Bytes a rank needs, by the formulae of mixed precision with Adam, and bytes it took."""
 
+import resource
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 MASTER_AND_MOMENTS = 12  # fp32 weight and two fp32 moments
 FP32 = 4
@@ -50,3 +54,15 @@ def activation_bytes(
     """
     values = 1 if recompute else 17
     return float(tokens * hidden_size * num_layers * values * bytes_per_value)
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most this process has held so far: on its GPU, or resident where it trains on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in bytes on macOS
+    # Not `getrusage`: Linux lets a new program inherit that peak from the one that started it.
+    [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+    return int(line.split()[1]) * 1024

@@ -1,5 +1,7 @@
 """What a run will be, before anything is started: sizes, memory, work."""
 
+from statistics import median
+
 from glm_dist.data.shards import TokenDataset
 from glm_dist.metrics.flops import training_flops
 from glm_dist.metrics.memory import MemoryPlan, activation_bytes, state_bytes
@@ -42,7 +44,7 @@ def plan_flops(settings: PretrainSettings) -> float:
 
 def describe_hours(settings: PretrainSettings, dataset: TokenDataset) -> str:
     """Hours of the whole run from a few real steps here, or why there were none."""
-    from glm_dist.train.probe import PROBE_STEPS, free_bytes, seconds_per_step
+    from glm_dist.train.probe import free_bytes, probe_steps
 
     needed, free = plan_memory(settings, num_workers=1).total, free_bytes()
     if needed > free:
@@ -50,16 +52,18 @@ def describe_hours(settings: PretrainSettings, dataset: TokenDataset) -> str:
             f"not probed: one process needs about {needed / 2**30:,.1f} GiB and "
             f"{free / 2**30:,.1f} GiB are free here"
         )
-    seconds = seconds_per_step(settings, dataset)
+    seconds = probe_steps(settings, dataset)
+    step = median(seconds[len(seconds) // 4 :])
     return (
-        f"{seconds * settings.num_steps / 3600:.2f}, from {PROBE_STEPS} steps of one rank's share "
-        f"in this process ({seconds:.3f} s each); sums between ranks, evaluation and checkpoints "
-        "come on top, and all ranks are taken to be as fast as this one"
+        f"{step * settings.num_steps / 3600:.2f}, from {len(seconds)} steps of one rank's share "
+        f"in this process ({step:.3f} s each); sums between ranks, evaluation and checkpoints "
+        f"come on top, and each of {settings.workers.num_workers} rank(s) is taken to be as fast "
+        "as this one, on a device or cores of its own"
     )
 
 
 def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
-    """The plan as lines for a terminal."""
+    """What follows from the settings alone, as lines for a terminal."""
     memory = plan_memory(settings)
     tokens = settings.num_steps * settings.tokens_per_step
     parameters = settings.model.num_parameters
@@ -76,6 +80,5 @@ def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
         ("useful work", f"{plan_flops(settings):.3g} FLOP"),
         *((name, f"{size / 2**20:,.0f} MiB a rank") for name, size in vars(memory).items()),
         ("memory", f"{memory.total / 2**20:,.0f} MiB a rank"),
-        ("hours", describe_hours(settings, dataset)),
     ]
     return "\n".join(f"{name:<12} {value}" for name, value in lines)

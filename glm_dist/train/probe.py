@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from statistics import median
 
 import numpy as np
 import psutil
@@ -16,6 +15,8 @@ from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.stream import StepRows
 
 PROBE_STEPS = 20
+PROBE_SECONDS = 60
+FEWEST_STEPS = 2
 
 
 def packed_steps(
@@ -40,16 +41,17 @@ def packed_steps(
         ]
 
 
-def seconds_per_step(settings: PretrainSettings, dataset: TokenDataset) -> float:
-    """Median wall time of one rank's share of a step, on as many threads as a worker has.
+def probe_steps(settings: PretrainSettings, dataset: TokenDataset) -> list[float]:
+    """Wall times of steps with one rank's share of the rows, on as many threads as a worker has.
 
-    The engine is the plain torch one, so communication between ranks is not in it.
+    The engine is the plain torch one, so communication between ranks is not in them. Where steps
+    take long there are fewer, so that a plan stays a matter of a minute or two.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
     plain = EngineSettings(backend="torch", dtype=settings.engine.dtype)
     engine = build_engine(lambda: build_model(settings.model), plain)
-    seconds = []
+    seconds: list[float] = []
     for micro_batches in packed_steps(settings, dataset, PROBE_STEPS, settings.rows_per_rank):
         start = time.perf_counter()
         rows = StepRows(micro_batches)
@@ -60,8 +62,10 @@ def seconds_per_step(settings: PretrainSettings, dataset: TokenDataset) -> float
         if bool(health.is_finite):
             engine.apply(settings.schedule.peak_learning_rate)
         seconds.append(time.perf_counter() - start)
+        if sum(seconds) > PROBE_SECONDS and len(seconds) >= FEWEST_STEPS:
+            break
     torch.set_num_threads(before)
-    return median(seconds[PROBE_STEPS // 4 :])
+    return seconds
 
 
 def free_bytes() -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from glm_dist.metrics.clock import Clock
+from glm_dist.metrics.memory import peak_bytes
 from glm_dist.metrics.sinks import Sinks
 from glm_dist.objective import Mode
 from glm_dist.train.boundary import all_sum
@@ -60,6 +61,7 @@ class Recorder:
             "tokens_per_second": self._tokens / max(seconds, 1e-9),
             "seconds_per_step": seconds / max(1, self._steps),
             "discarded_steps": state.discarded_steps,
+            "peak_memory_bytes": peak_bytes(self._mode_losses.device),
             **self._flops.utilisation(self._useful_flops, seconds),
             **{f"seconds/{part}": spent for part, spent in self._clock.totals().items()},
         }
