@@ -297,8 +297,9 @@ def as_failure(error: BaseException) -> Failure:
     found = sorted(_inside(error), key=_is_collateral)
     for inner in found:
         if isinstance(inner, StepFailedError):
-            text = str(inner)
-            return Failure(text, None if _is_collateral(inner) else text)
+            if _is_collateral(inner):
+                return Failure("a rank is gone, and the others lost their connection to it")
+            return Failure(str(inner), signature=str(inner))
         if isinstance(inner, GlmDistError):
             return Failure(str(inner), error=inner)
     last = str(found[-1]).strip().splitlines()
