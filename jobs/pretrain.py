@@ -28,6 +28,7 @@ TERMINAL_HEADER = (
 def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     """Train, then say where everything lies; RESUME_ME when the run was asked to stop early."""
     from glm_dist.data.shards import TokenDataset
+    from glm_dist.metrics.provenance import provenance
     from glm_dist.train.follow import Follower
     from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve, run_folder_of
     from glm_dist.train.report import publish_report, write_report
@@ -46,6 +47,7 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
     run_folder = run_folder_of(settings)
     print(f"run folder   {run_folder}", flush=True)
+    origin = provenance()
     on_termination(lambda: ask_to_stop(run_folder, "signal"))
     terminal = Terminal(settings.num_steps)
     with Follower(run_folder / "metrics.jsonl", terminal.show):
@@ -54,7 +56,7 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
         print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
         print("next         the same command again goes on from there")
         return RESUME_ME
-    summary = write_report(run_folder, settings, dataset)
+    summary = write_report(run_folder, settings, dataset, origin)
     print_summary(summary, launched.run_folder)
     if arguments.docs:
         print(f"published    {publish_report(run_folder, settings, Path(arguments.docs))}")
@@ -81,6 +83,8 @@ class Terminal:
             return
         if self._lines % 25 == 0:
             print(TERMINAL_HEADER)
+        if self._lines == 0 and "mfu" not in line:
+            print("no MFU: the peak of this device is not known")
         self._lines += 1
         print(self._row(line), flush=True)
 

@@ -6,6 +6,7 @@ attempt follows another is decided in `supervise.py`.
 
 import logging
 import math
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -49,6 +50,11 @@ ROW_TASK_CPUS = 1
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
 WATCH_SECONDS = 2.0
+RAY_TRAIN_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a rank that died is noticed
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `_Watch` looks for nodes that leave
+}
+"""Environment of Ray Train; what the user has set there wins."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +115,8 @@ def launch(settings: PretrainSettings) -> Launched:
     }
     job = Job(settings, str(run_folder), str(dataset.folder), fingerprints)
 
+    for name, value in RAY_TRAIN_DEFAULTS.items():
+        os.environ.setdefault(name, value)
     claim(run_folder)
     try:
         with _Watch(run_folder, settings) as watch:

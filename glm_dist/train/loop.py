@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -41,6 +41,8 @@ class Run:
     recorder: Recorder
     clock: Clock
     state: TrainState
+    heldout_figures: dict[str, float] = field(default_factory=dict)
+    """What the last evaluation gave."""
 
 
 def train(run: Run) -> TrainState:
@@ -149,9 +151,9 @@ def evaluate(run: Run) -> None:
     if run.heldout is None:
         return
     run.clock.lap("other")
-    metrics = run.heldout.measure(token_losses(run.engine), all_sum)
+    run.heldout_figures = run.heldout.measure(token_losses(run.engine), all_sum)
     run.clock.lap("evaluation")
-    run.recorder.log_evaluation(run.state.step, metrics)
+    run.recorder.log_evaluation(run.state.step, run.heldout_figures)
 
 
 def token_losses(engine: Engine) -> Callable[[Rows], np.ndarray]:

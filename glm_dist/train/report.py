@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.data.shards import TokenDataset
-from glm_dist.metrics.provenance import provenance
 from glm_dist.metrics.publish import publish
 from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
 from glm_dist.train.attempt import read_attempts
@@ -17,11 +16,14 @@ MODE_NAMES = {"loss/token": "token", "loss/sentence": "sentence", "loss/document
 
 
 def write_report(
-    run_folder: Path, settings: PretrainSettings, dataset: TokenDataset
+    run_folder: Path, settings: PretrainSettings, dataset: TokenDataset, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Write `report.md`, `summary.json` and two pictures; return the summary."""
+    """Write `report.md`, `summary.json` and two pictures; return the summary.
+
+    `origin` is what `provenance` gave before the training began.
+    """
     lines = read_metrics(run_folder / METRICS_FILE)
-    summary = summarise(run_folder, lines, settings, dataset)
+    summary = {**summarise(run_folder, lines, settings, dataset), "origin": origin}
     draw_curve(run_folder / CURVE, lines)
     draw_time(run_folder / TIME, summary["seconds"])
     (run_folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False))
@@ -56,7 +58,6 @@ def summarise(
         "attempts": len(read_attempts(run_folder)),
         "seconds": _seconds(training[-1]) if training else {},
         **figures,
-        "origin": provenance(),
     }
 
 

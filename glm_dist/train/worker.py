@@ -81,7 +81,7 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
     )
     state = train(run)
     if state.step >= settings.num_steps:
-        _finish(job, engine, heldout)
+        _finish(job, run)
     if sinks is not None:
         sinks.close()
     return state
@@ -147,15 +147,13 @@ def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
     )
 
 
-def _finish(job: Job, engine: Engine, heldout: HeldOut | None) -> None:
+def _finish(job: Job, run: Run) -> None:
     """Final held-out figures, with and without context, and the finished model's folder."""
-    figures: dict[str, Any] = {}
-    if heldout is not None:
-        figures = heldout.measure(token_losses(engine), all_sum)
-        shuffled = heldout.with_shuffled_context(job.settings.seed)
-        figures["heldout/loss_shuffled_context"] = shuffled.measure(token_losses(engine), all_sum)[
-            "heldout/loss"
-        ]
+    engine, figures = run.engine, dict(run.heldout_figures)
+    if run.heldout is not None:
+        shuffled = run.heldout.with_shuffled_context(job.settings.seed)
+        losses = shuffled.measure(token_losses(engine), all_sum)
+        figures["heldout/loss_shuffled_context"] = losses["heldout/loss"]
     weights = engine.full_weights()
     if weights is not None:
         save_model(Path(job.run_folder) / MODEL_FOLDER, job, weights)

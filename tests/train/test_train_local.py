@@ -7,6 +7,7 @@ import pytest
 from train_scenarios import KilledError, Runner, make_dataset, make_settings
 
 from glm_dist.errors import CheckpointError, DataError
+from glm_dist.metrics.provenance import provenance
 from glm_dist.train.attempt import claim_run_folder, decide_attempt
 from glm_dist.train.report import write_report
 from glm_dist.train.schedule import learning_rate
@@ -30,7 +31,7 @@ def test_training_lowers_the_loss_and_leaves_a_model_and_a_report(undisturbed, d
     assert list(losses) == list(range(1, 13))
     assert losses[12] < losses[1]
     assert (undisturbed.folder / "model" / "model.safetensors").exists()
-    summary = write_report(undisturbed.folder, undisturbed.settings, dataset)
+    summary = write_report(undisturbed.folder, undisturbed.settings, dataset, provenance())
     assert summary["steps"] == 12
     assert 0 < summary["heldout/unigram_entropy"] < 6
     assert summary["heldout/loss_shuffled_context"] > 0

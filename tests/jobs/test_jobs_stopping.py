@@ -1,0 +1,93 @@
+"""Stops that save, one driver a run, and runs that follow the nodes of their cluster."""
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from victims import DEADLINE_SECONDS, Victim, prepare, title
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "cluster"))
+
+from local import LOOPBACK, LocalCluster, trees  # noqa: E402
+
+pytestmark = pytest.mark.ray
+RESUME_ME = 75
+NUM_STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    prepare(home)
+    return home
+
+
+@pytest.fixture(scope="module")
+def undisturbed(home):
+    victim = Victim(home, "undisturbed", NUM_STEPS)
+    assert victim.job.wait(DEADLINE_SECONDS) == 0
+    return victim.losses()
+
+
+def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undisturbed):
+    victim = Victim(home, "stopped", NUM_STEPS, stdout=subprocess.PIPE)
+    victim.wait_for(lambda: victim.step >= 30)
+    second = Victim(home, "stopped", NUM_STEPS, stdout=subprocess.PIPE)
+    output, _ = second.job.communicate(timeout=DEADLINE_SECONDS)
+    assert second.job.returncode == 2
+    assert "is being trained by process" in output
+    assert "Traceback" not in output
+    victim.job.send_signal(signal.SIGTERM)
+    output, _ = victim.job.communicate(timeout=DEADLINE_SECONDS)
+    assert victim.job.returncode == RESUME_ME
+    assert f"saved at step {victim.step} of {NUM_STEPS}" in output
+    assert victim.saved_step() == victim.step < NUM_STEPS
+    stopped_at = victim.step
+
+    again = Victim(home, "stopped", NUM_STEPS)
+    again.wait_for(lambda: again.step > stopped_at)
+    assert again.attempts()[-1]["state"]["step"] == stopped_at
+    again.processes("rank")
+    again.job.kill()  # the parent: its driver notices, saves and ends
+    again.job.wait()
+    _, alive = psutil.wait_procs(again.seen, timeout=60)
+    assert not alive, [title(process) for process in alive]
+    assert again.saved_step() == again.step < NUM_STEPS
+    last = Victim(home, "stopped", NUM_STEPS)
+    assert last.job.wait(DEADLINE_SECONDS) == 0
+    assert last.losses() == undisturbed
+
+
+def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
+    """2 + 2 CPUs hold three ranks and a row task; one rank is left when the second node goes."""
+    elastic = "{min: 1, max: 3}"
+    with LocalCluster(num_workers=1, cpus_per_node=2) as cluster:
+        environment = {**cluster.environment, "RAY_ADDRESS": f"{LOOPBACK}:{cluster._gcs_port}"}
+        how = {"batch": 12, "workers": elastic, "environment": environment}
+        victim = Victim(home, "elastic", 900, **how)
+        victim.wait_for(lambda: victim.step >= 30)
+        for process in trees([cluster._processes.pop()]):
+            process.kill()
+        victim.wait_for(lambda: len(victim.attempts()) == 2 and victim.step > 40)
+        cluster._start_node(f"--address={LOOPBACK}:{cluster._gcs_port}")
+        assert victim.job.wait(DEADLINE_SECONDS) == 0
+        attempts = victim.attempts()
+        assert [attempt["world_size"] for attempt in attempts] == [3, 1, 3]
+        journal = (victim.folder / "journal.jsonl").read_text()
+        events = [json.loads(line) for line in journal.splitlines()]
+        grown = next(event for event in events if event.get("reason") == "resize")
+        assert attempts[2]["state"]["step"] == grown["step"]  # nothing is done twice to grow
+        losses = victim.losses()
+        assert sorted(losses) == list(range(1, 901))
+
+        whole = Victim(home, "whole", 900, **how)
+        assert whole.job.wait(DEADLINE_SECONDS) == 0
+        difference = np.abs([losses[step] - loss for step, loss in whole.losses().items()])
+        assert difference[:40].max() < 1e-5
+        assert difference.max() < 0.05  # rounding, which 900 steps of training carry on
