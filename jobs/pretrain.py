@@ -29,10 +29,11 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     """Train, then say where everything lies; RESUME_ME when the run was asked to stop early."""
     from glm_dist.data.shards import TokenDataset
     from glm_dist.metrics.provenance import provenance
+    from glm_dist.train.attempt import claim_run_folder
     from glm_dist.train.follow import Follower
     from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve, run_folder_of
     from glm_dist.train.report import publish_report, write_report
-    from glm_dist.train.supervise import ask_to_stop
+    from glm_dist.train.supervise import ask_to_stop, holding
 
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
@@ -42,16 +43,16 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
         print(describe_plan(settings, dataset), flush=True)
         print(f"{'hours':<12} {describe_hours(settings, dataset)}")
         return 0
-    print(dump_config(settings))
-    workers = settings.workers
-    connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
-    run_folder = run_folder_of(settings)
-    print(f"run folder   {run_folder}", flush=True)
-    origin = provenance()
-    on_termination(lambda: ask_to_stop(run_folder, "signal"))
-    terminal = Terminal(settings.num_steps)
-    with Follower(run_folder / "metrics.jsonl", terminal.show):
-        launched = launch(settings)
+    run_folder, workers, origin = run_folder_of(settings), settings.workers, provenance()
+    claim_run_folder(run_folder, settings)
+    with holding(run_folder):
+        print(dump_config(settings))
+        print(f"run folder   {run_folder}", flush=True)
+        connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
+        on_termination(lambda: ask_to_stop(run_folder, "signal"))
+        terminal = Terminal(settings.num_steps)
+        with Follower(run_folder / "metrics.jsonl", terminal.show):
+            launched = launch(settings)
     if launched.ending.kind != "finished":
         print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
         print("next         the same command again goes on from there")

@@ -146,6 +146,11 @@ class Catalogue:
             )
         return None
 
+    def set_damaged_aside(self) -> None:
+        """Verify all that is on the lineage; what is damaged gets a name that says so."""
+        for folder in list(self._candidates()):
+            self._verify(folder)
+
     def retire(self, above_step: int, record: dict[str, Any] | None = None) -> list[str]:
         """Take checkpoints later than `above_step` off the lineage by one appended record.
 

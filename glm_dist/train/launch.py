@@ -36,9 +36,7 @@ from glm_dist.train.supervise import (
     Failure,
     ask_to_stop,
     choose_world_size,
-    claim,
     keep_claim,
-    release,
     supervise,
     write_ending,
 )
@@ -88,6 +86,8 @@ def resolve(settings: PretrainSettings, dataset: TokenDataset) -> PretrainSettin
 def launch(settings: PretrainSettings) -> Launched:
     """Train to the end, through worker failures; a run folder that holds checkpoints goes on.
 
+    Where another driver could be given the same run, call it inside `holding`.
+
     Raises:
         GlmDistError: for what the user can mend; before any worker starts where possible.
     """
@@ -117,13 +117,9 @@ def launch(settings: PretrainSettings) -> Launched:
 
     for name, value in RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(name, value)
-    claim(run_folder)
-    try:
-        with _Watch(run_folder, settings) as watch:
-            workers = RayWorkers(job, source, len(order.tables), watch)
-            ending = supervise(run_folder, settings, fingerprints, workers)
-    finally:
-        release(run_folder)
+    with _Watch(run_folder, settings) as watch:
+        workers = RayWorkers(job, source, len(order.tables), watch)
+        ending = supervise(run_folder, settings, fingerprints, workers)
     return Launched(run_folder, read_attempts(run_folder), ending)
 
 

@@ -11,7 +11,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -186,23 +186,27 @@ def clear_stop(run_folder: Path) -> None:
     (run_folder / STOP_NAME).unlink(missing_ok=True)
 
 
-def claim(run_folder: Path) -> None:
-    """Become the one driver of a run; a holder that is provably dead is taken over from.
+@contextlib.contextmanager
+def holding(run_folder: Path) -> Iterator[None]:
+    """Be the one driver of a run; a holder that is provably dead is taken over from.
 
     Raises:
         LaunchError: naming the holder, where one lives or may live.
     """
+    _claim(run_folder)
+    try:
+        yield
+    finally:
+        (run_folder / HOLDER_NAME).unlink(missing_ok=True)
+
+
+def read_holder(run_folder: Path) -> str | None:
+    """The process that trains the run, None where there is none or it is provably dead."""
     path = run_folder / HOLDER_NAME
-    if path.exists():
-        holder = json.loads(path.read_text())
-        if _may_live(holder, path):
-            raise LaunchError(
-                f"{run_folder}: is being trained by process {holder['pid']} on {holder['host']}; "
-                f"stop that one first (a file named {STOP_NAME} in the run folder does), or wait "
-                f"{HOLDER_SECONDS:.0f} seconds if its machine is gone"
-            )
-    me = psutil.Process()
-    write_json(path, {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()})
+    if not path.exists():
+        return None
+    holder = json.loads(path.read_text())
+    return f"process {holder['pid']} on {holder['host']}" if _may_live(holder, path) else None
 
 
 def keep_claim(run_folder: Path) -> None:
@@ -211,9 +215,17 @@ def keep_claim(run_folder: Path) -> None:
         os.utime(run_folder / HOLDER_NAME)
 
 
-def release(run_folder: Path) -> None:
-    """Leave the run to whoever comes next."""
-    (run_folder / HOLDER_NAME).unlink(missing_ok=True)
+def _claim(run_folder: Path) -> None:
+    holder = read_holder(run_folder)
+    if holder is not None:
+        raise LaunchError(
+            f"{run_folder}: is being trained by {holder}; stop that one first (a file named "
+            f"{STOP_NAME} in the run folder does), or wait {HOLDER_SECONDS:.0f} seconds if its "
+            "machine is gone"
+        )
+    me = psutil.Process()
+    mine = {"host": socket.gethostname(), "pid": me.pid, "started": me.create_time()}
+    write_json(run_folder / HOLDER_NAME, mine)
 
 
 def _may_live(holder: dict[str, Any], path: Path) -> bool:

@@ -18,7 +18,7 @@ from local import LOOPBACK, LocalCluster, trees  # noqa: E402
 
 pytestmark = pytest.mark.ray
 RESUME_ME = 75
-NUM_STEPS = 300
+NUM_STEPS = 1500
 
 
 @pytest.fixture(scope="module")

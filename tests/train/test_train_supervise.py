@@ -1,6 +1,7 @@
 """What follows an attempt: another one, an end, or a clear no. Workers are played by a script."""
 
 import json
+import os
 import socket
 
 import psutil
@@ -19,9 +20,8 @@ from glm_dist.train.supervise import (
     Journal,
     ask_to_stop,
     choose_world_size,
-    claim,
+    holding,
     read_stop,
-    release,
     supervise,
     write_ending,
 )
@@ -132,20 +132,26 @@ def test_what_the_user_can_mend_is_raised_at_once(tmp_path, settings):
         run(tmp_path, settings, ScriptedWorkers(tmp_path, [failure, FINISHED]))
 
 
+def hold(folder):
+    with holding(folder):
+        return json.loads((folder / HOLDER_NAME).read_text())["pid"]
+
+
 def test_two_drivers_are_kept_apart_and_a_dead_one_is_taken_over_from(tmp_path):
-    claim(tmp_path)
+    assert hold(tmp_path) == os.getpid()
+    assert not (tmp_path / HOLDER_NAME).exists()
     parent = psutil.Process().parent()
     holder = {"host": socket.gethostname(), "pid": parent.pid}
     write_json(tmp_path / HOLDER_NAME, {**holder, "started": parent.create_time()})
     with pytest.raises(LaunchError, match=f"trained by process {parent.pid} on"):
-        claim(tmp_path)
+        hold(tmp_path)
     write_json(tmp_path / HOLDER_NAME, {**holder, "started": parent.create_time() - 5})
-    claim(tmp_path)  # that process ended, another one has its number
+    hold(tmp_path)  # that process has ended, another one has its number
     write_json(tmp_path / HOLDER_NAME, {"host": "elsewhere", "pid": 1, "started": 0})
     with pytest.raises(LaunchError, match="on elsewhere"):
-        claim(tmp_path)
-    release(tmp_path)
-    claim(tmp_path)
+        hold(tmp_path)
+    os.utime(tmp_path / HOLDER_NAME, (0, 0))
+    hold(tmp_path)  # it has not shown itself for long
 
 
 def test_two_drivers_that_start_at_once_cannot_both_have_an_attempt(tmp_path, settings):
