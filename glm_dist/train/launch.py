@@ -48,6 +48,7 @@ ROW_TASK_CPUS = 1
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
 WATCH_SECONDS = 2.0
+ANSWER_SECONDS = 10.0
 RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a rank that died is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `_Watch` looks for nodes that leave
@@ -95,7 +96,7 @@ def launch(settings: PretrainSettings) -> Launched:
     settings = resolve(settings, dataset)
     run_folder = run_folder_of(settings)
     claim_run_folder(run_folder, settings)
-    choose_world_size(settings, room_for_workers(settings.workers))
+    choose_world_size(settings, room_for_workers(settings.workers, staying_nodes()))
     check_visibility(run_folder, dataset.folder)
     dataset.verify()
 
@@ -123,10 +124,36 @@ def launch(settings: PretrainSettings) -> Launched:
     return Launched(run_folder, read_attempts(run_folder), ending)
 
 
-def room_for_workers(workers: WorkerSettings) -> int:
-    """Workers that the nodes which stay have room for, one task that builds rows apart."""
+def staying_nodes() -> list[dict[str, Any]]:
+    """Ray's entries of the nodes that are alive and not about to leave."""
     leaving = ray._private.state.state.get_draining_nodes() or {}
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+
+def answering_nodes() -> list[dict[str, Any]]:
+    """Those of them that run a task at once; a node that died is listed as alive for a while."""
+    probe = ray.remote(num_cpus=0, max_retries=0)(os.getpid)
+    answers = {_on(node, probe).remote(): node for node in staying_nodes()}
+    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
+    return [answers[answer] for answer in ready if _is_good(answer)]
+
+
+def _on(node: dict[str, Any], task: Any) -> Any:
+    """A task that runs on this node or not at all."""
+    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return task.options(scheduling_strategy=where)
+
+
+def _is_good(answer: ray.ObjectRef[Any]) -> bool:
+    try:
+        ray.get(answer)
+    except ray.exceptions.RayError:
+        return False
+    return True
+
+
+def room_for_workers(workers: WorkerSettings, nodes: list[dict[str, Any]]) -> int:
+    """Workers that the nodes have room for, one task that builds rows apart."""
     cpus = [node["Resources"].get("CPU", 0) for node in nodes]
     room = sum(int(count // workers.cpus_per_worker) for count in cpus)
     while room and room * workers.cpus_per_worker + ROW_TASK_CPUS > sum(cpus):
@@ -145,12 +172,7 @@ def check_visibility(run_folder: Path, dataset_folder: Path) -> None:
     files = [str(run_folder / "config.json"), str(dataset_folder / "manifest.json")]
     probe = ray.remote(num_cpus=0)(_missing_files)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [
-        probe.options(
-            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(files)
-        for node in nodes
-    ]
+    answers = [_on(node, probe).remote(files) for node in nodes]
     problems = [
         f"host {node['NodeManagerHostname']} does not see {Path(missing).parent}"
         for node, missing_files in zip(nodes, ray.get(answers), strict=True)
@@ -178,7 +200,7 @@ class RayWorkers:
 
     def room(self) -> int:
         """Workers the cluster has room for."""
-        return room_for_workers(self._job.settings.workers)
+        return room_for_workers(self._job.settings.workers, answering_nodes())
 
     def run(self, attempt: Attempt) -> Failure | None:
         """Train until all ranks have returned or one has failed."""
@@ -271,7 +293,7 @@ class _Watch:
         if self.world_size is None:
             return None
         try:
-            room = room_for_workers(self._settings.workers)
+            room = room_for_workers(self._settings.workers, staying_nodes())
         except ray.exceptions.RayError:
             return None  # the launch itself will fail and say more
         fitting = [size for size in self._settings.world_sizes if size <= room]

@@ -92,6 +92,9 @@ class WorkerSettings(Settings):
     max_failures: int = 10
     """Failures in a row, without a new checkpoint in between, before the run gives up."""
 
+    wait_minutes: float = Field(60.0, ge=0)
+    """How long a run that has lost nodes waits for room before it gives up."""
+
     @property
     def fewest(self) -> int:
         """Workers it takes at least."""

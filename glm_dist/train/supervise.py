@@ -33,6 +33,7 @@ JOURNAL_NAME = "journal.jsonl"
 PAUSE_SECONDS = 2.0
 """The first retry after a failure comes at once, the second after this, then ever later."""
 LONGEST_PAUSE_SECONDS = 60.0
+ROOM_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def supervise(
     failures: list[Failure] = []
     reached = -1
     while True:
-        world_size = choose_world_size(settings, workers.room())
+        world_size = wait_for_room(settings, workers, sleep)
         attempt = decide_attempt(run_folder, settings, fingerprints, world_size)
         if attempt.train_state.step > reached:
             failures, reached = [], attempt.train_state.step
@@ -110,6 +111,27 @@ def supervise(
         check_failures(failures, settings.workers.max_failures)
         logger.warning("attempt %d failed: %s; the run goes on", attempt.number, failure.text)
         sleep(min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * (2 ** (len(failures) - 1) - 1)))
+
+
+def wait_for_room(
+    settings: PretrainSettings, workers: Workers, sleep: Callable[[float], None]
+) -> int:
+    """The world size to go on with; where nodes are missing, wait for them to come back.
+
+    Raises:
+        LaunchError: when they have not after `workers.wait_minutes`.
+    """
+    waited = 0.0
+    while True:
+        try:
+            return choose_world_size(settings, workers.room())
+        except LaunchError as error:
+            if waited >= settings.workers.wait_minutes * 60:
+                raise
+            if not waited:
+                logger.warning("%s; the run waits for them", error)
+            sleep(ROOM_SECONDS)
+            waited += ROOM_SECONDS
 
 
 def choose_world_size(settings: PretrainSettings, room: int) -> int:

@@ -18,7 +18,7 @@ from local import LOOPBACK, LocalCluster, trees  # noqa: E402
 
 pytestmark = pytest.mark.ray
 RESUME_ME = 75
-NUM_STEPS = 1500
+NUM_STEPS, ELASTIC_STEPS = 1500, 3000
 
 
 @pytest.fixture(scope="module")
@@ -70,24 +70,25 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
     with LocalCluster(num_workers=1, cpus_per_node=2) as cluster:
         environment = {**cluster.environment, "RAY_ADDRESS": f"{LOOPBACK}:{cluster._gcs_port}"}
         how = {"batch": 12, "workers": elastic, "environment": environment}
-        victim = Victim(home, "elastic", 900, **how)
+        victim = Victim(home, "elastic", ELASTIC_STEPS, **how)
         victim.wait_for(lambda: victim.step >= 30)
         for process in trees([cluster._processes.pop()]):
             process.kill()
-        victim.wait_for(lambda: len(victim.attempts()) == 2 and victim.step > 40)
+        victim.wait_for(lambda: victim.attempts()[-1]["world_size"] == 1)
         cluster._start_node(f"--address={LOOPBACK}:{cluster._gcs_port}")
         assert victim.job.wait(DEADLINE_SECONDS) == 0
         attempts = victim.attempts()
-        assert [attempt["world_size"] for attempt in attempts] == [3, 1, 3]
+        sizes = [attempt["world_size"] for attempt in attempts]
+        assert (sizes[0], sizes[-1], min(sizes)) == (3, 3, 1)
         journal = (victim.folder / "journal.jsonl").read_text()
         events = [json.loads(line) for line in journal.splitlines()]
         grown = next(event for event in events if event.get("reason") == "resize")
-        assert attempts[2]["state"]["step"] == grown["step"]  # nothing is done twice to grow
+        assert attempts[-1]["state"]["step"] == grown["step"]  # nothing is done twice to grow
         losses = victim.losses()
-        assert sorted(losses) == list(range(1, 901))
+        assert sorted(losses) == list(range(1, ELASTIC_STEPS + 1))
 
-        whole = Victim(home, "whole", 900, **how)
+        whole = Victim(home, "whole", ELASTIC_STEPS, **how)
         assert whole.job.wait(DEADLINE_SECONDS) == 0
         difference = np.abs([losses[step] - loss for step, loss in whole.losses().items()])
         assert difference[:40].max() < 1e-5
-        assert difference.max() < 0.05  # rounding, which 900 steps of training carry on
+        assert difference.max() < 0.05  # rounding, which thousands of steps carry on

@@ -90,6 +90,14 @@ def test_a_run_follows_the_room_of_its_cluster(tmp_path, settings):
     assert not (tmp_path / STOP_NAME).exists()
 
 
+def test_a_run_without_room_waits_for_nodes_and_not_for_ever(tmp_path, settings):
+    workers = ScriptedWorkers(tmp_path, [Failure("nodes are gone"), FINISHED], room=(4, 0, 0, 2))
+    assert run(tmp_path, settings, workers) == FINISHED
+    assert workers.sizes == [4, 2]
+    with pytest.raises(LaunchError, match="room for 0 workers"):
+        run(tmp_path / "other", settings, ScriptedWorkers(tmp_path, [], room=(0,)))
+
+
 def test_no_room_and_no_even_share_are_refused_with_the_arithmetic(settings):
     with pytest.raises(LaunchError, match=r"room for 0 workers.*\[1, 2, 3, 4\].*global batch 12"):
         choose_world_size(settings, 0)
