@@ -132,8 +132,8 @@ def staying_nodes() -> list[dict[str, Any]]:
 
 def answering_nodes() -> list[dict[str, Any]]:
     """Those of them that run a task at once; a node that died is listed as alive for a while."""
-    probe = ray.remote(num_cpus=0, max_retries=0)(os.getpid)
-    answers = {_on(node, probe).remote(): node for node in staying_nodes()}
+    probe = ray.remote(num_cpus=0, max_retries=0)(_missing_files)
+    answers = {_on(node, probe).remote([]): node for node in staying_nodes()}
     ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
     return [answers[answer] for answer in ready if _is_good(answer)]
 

@@ -18,7 +18,7 @@ from local import LOOPBACK, LocalCluster, trees  # noqa: E402
 
 pytestmark = pytest.mark.ray
 RESUME_ME = 75
-NUM_STEPS, ELASTIC_STEPS = 1500, 3000
+NUM_STEPS, ELASTIC_STEPS = 1500, 900
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +87,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
         losses = victim.losses()
         assert sorted(losses) == list(range(1, ELASTIC_STEPS + 1))
 
-        whole = Victim(home, "whole", ELASTIC_STEPS, **how)
+        whole = Victim(home, "whole", ELASTIC_STEPS, **{**how, "workers": 1})
         assert whole.job.wait(DEADLINE_SECONDS) == 0
         difference = np.abs([losses[step] - loss for step, loss in whole.losses().items()])
         assert difference[:40].max() < 1e-5
