@@ -10,6 +10,8 @@ from ray._private.utils import read_ray_address
 
 from glm_dist.errors import LaunchError
 
+logger = logging.getLogger("glm_dist.jobs")
+
 CONNECT_SECONDS = 5
 
 
@@ -25,10 +27,13 @@ def connect(num_cpus: int | None) -> None:
     named = os.environ.get("RAY_ADDRESS", "auto")
     address = read_ray_address() if named == "auto" else named
     if address and is_reachable(address):
-        ray.init(address=address, **options)
-        return
+        try:
+            ray.init(address=address, **options)
+            return
+        except ConnectionError:
+            logger.warning("something listens at %s, but it is no Ray of this release", address)
     if named != "auto":
-        raise LaunchError(f"RAY_ADDRESS is {address}, and nothing answers there; start or unset it")
+        raise LaunchError(f"RAY_ADDRESS is {address}, and no Ray answers there; start or unset it")
     ray.init(
         address="local",
         num_cpus=num_cpus,

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -86,8 +87,9 @@ def test_a_run_over_two_machines(machines, tmp_path):
     texts = [f"the list number {number} returns its items in order." for number in range(400)]
     lines = "\n".join(json.dumps({"text": text}) for text in texts)
     (home / "words.jsonl").write_text(lines)
+    temporary = f"--temp-dir={tempfile.mkdtemp(prefix='ray-')}"  # others look into Ray's own
     nodes = [
-        on(first, home, "head", str(home), HEAD, "--num-cpus=2", interface=first_end),
+        on(first, home, "head", str(home), HEAD, "--num-cpus=2", temporary, interface=first_end),
     ]
     try:
         prepare = [
@@ -98,7 +100,7 @@ def test_a_run_over_two_machines(machines, tmp_path):
         ]
         source = f"sources=[{{name: words, path: {home / 'words.jsonl'}}}]"
         submitted(first, home, first_end, *prepare, source)
-        worker = ["worker", str(home), HEAD, "--num-cpus=1"]
+        worker = ["worker", str(home), HEAD, "--num-cpus=1", temporary]
         nodes.append(on(second, home, *worker, interface=second_end))
         train = ["python", "jobs/pretrain.py", "name=two", "dataset=data/words"]
         train += ["duration={num_steps: 4}", "rows.sequence_length=64", "workers.num_workers=2"]
