@@ -1,13 +1,18 @@
 """The loop without ray: one process, an engine of plain torch, rows straight from a builder."""
 
+import errno
 import json
+import math
 import shutil
 
 import pytest
+import torch
 from train_scenarios import KilledError, Runner, make_dataset, make_settings
 
+from glm_dist.engine import build_engine, catalogue
 from glm_dist.errors import CheckpointError, DataError
 from glm_dist.metrics.provenance import provenance
+from glm_dist.train import worker
 from glm_dist.train.attempt import claim_run_folder, decide_attempt
 from glm_dist.train.report import write_report
 from glm_dist.train.schedule import learning_rate
@@ -109,3 +114,84 @@ def test_all_problems_of_a_run_are_named_at_once():
             checkpoints={"every_steps": 7},
         )
     assert "use a multiple of 8, e.g. 16" in str(caught.value)
+
+
+@pytest.mark.parametrize("poisoned", [0, 5, 11])
+def test_one_poisoned_step_is_left_out_and_costs_no_other(dataset, tmp_path, monkeypatch, poisoned):
+    """In warm-up, in the middle, and last: the weights are as if the step had not been."""
+    weights = {}
+
+    def build_watched(*arguments):
+        engine = build_engine(*arguments)
+        plain, calls = engine.backward, iter(range(1000))
+
+        def backward(batch, scale, is_last):
+            step = next(calls) // 2  # two micro-batches a step
+            weights[step] = torch.cat([p.detach().flatten() for p in engine._weights])
+            return plain(batch, math.nan if step == poisoned else scale, is_last)
+
+        engine.backward = backward
+        return engine
+
+    monkeypatch.setattr(worker, "build_engine", build_watched)
+    runner = Runner(dataset, make_settings(dataset), tmp_path)
+    state = runner.run()
+    assert (state.step, state.discarded_steps) == (12, 1)
+    changed = [step for step in range(11) if not torch.equal(weights[step], weights[step + 1])]
+    assert changed == [step for step in range(11) if step != poisoned]
+    assert all(map(math.isfinite, runner.losses().values()))
+
+
+class FullDisk:
+    """Refuses checkpoints while it is full."""
+
+    def __init__(self, monkeypatch, refused):
+        self.saves = 0
+        write = catalogue.write_rank_file
+
+        def write_or_refuse(*arguments):
+            self.saves += 1
+            if self.saves in refused:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return write(*arguments)
+
+        monkeypatch.setattr(catalogue, "write_rank_file", write_or_refuse)
+
+
+def test_a_full_disk_is_outlived_and_the_older_checkpoint_stays(
+    undisturbed, dataset, tmp_path, monkeypatch, caplog
+):
+    FullDisk(monkeypatch, refused={2})
+    runner = Runner(dataset, make_settings(dataset), tmp_path)
+    assert runner.run().step == 12
+    assert runner.losses() == undisturbed.losses()
+    assert "No space left on device" in caplog.text
+    assert [path.name for path in sorted(tmp_path.glob("checkpoint-*"))] == [
+        "checkpoint-00000004",
+        "checkpoint-00000012",
+    ]
+
+
+def test_too_many_missed_checkpoints_end_the_run(dataset, tmp_path, monkeypatch):
+    FullDisk(monkeypatch, refused={2, 3})
+    settings = make_settings(dataset, checkpoints={"every_steps": 4, "max_missed": 1})
+    runner = Runner(dataset, settings, tmp_path)
+    with pytest.raises(CheckpointError, match="make room"):
+        runner.run()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+
+
+def test_an_attempt_that_was_taken_over_commits_nothing_more(dataset, tmp_path):
+    runner = Runner(dataset, make_settings(dataset), tmp_path)
+    plain = runner.batches
+
+    def batches(state):
+        for number, rows in enumerate(plain(state)):
+            if number == 10:  # after the first checkpoint another driver decides on an attempt
+                decide_attempt(tmp_path, runner.settings, runner.prints, 1)
+            yield rows
+
+    runner.batches = batches
+    with pytest.raises(CheckpointError, match="a later attempt has taken this run over"):
+        runner.run()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
