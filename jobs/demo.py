@@ -2,6 +2,7 @@
 """The whole story on one machine: text → dataset → a GLM trained on two workers → answers."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from local import LocalCluster  # noqa: E402
 from glm_dist.config import home  # noqa: E402
 
 LOGICAL_CPUS = 3  # two workers and one for the tasks that build rows
+CHATTER = re.compile(r"\d{4}-\d\d-\d\d [\d:,]+\s+(INFO|SUCC|WARNING) |Running entrypoint for job")
 PROMPTS = [
     "Return a new array with",
     "If the value is not found, an exception is",
@@ -41,8 +43,9 @@ def main() -> int:
             ],
         }
         for title, command in steps.items():
-            print(f"\n== {title}", flush=True)
-            if subprocess.run(command, env=cluster.environment, cwd=ROOT).returncode:
+            print(f"\n== {title}")
+            print(f"$ ray job submit --working-dir . -- {' '.join(command[len(submit) - 1 :])}\n")
+            if run_quietly(command, cluster.environment):
                 print("the demo ends here: the step above failed", file=sys.stderr)
                 return 1
     print("\n== 3/3  generate: completions and filled blanks", flush=True)
@@ -53,6 +56,22 @@ def main() -> int:
     print(f"everything lies under {home()}: data/demo, runs/demo (report.md, model/)")
     print(f'more         {python} jobs/generate.py --model runs/demo "Your text with a [MASK]."')
     return 0
+
+
+def run_quietly(command: list[str], environment: dict[str, str]) -> int:
+    """Run a submission and show what the job prints, without what Ray's own client logs about it."""
+    with subprocess.Popen(
+        command,
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        for line in process.stdout or []:
+            if not CHATTER.match(line):
+                print(line, end="", flush=True)
+    return process.returncode
 
 
 def _forwarded_environment() -> str:
