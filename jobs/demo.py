@@ -59,7 +59,7 @@ def main() -> int:
 
 
 def run_quietly(command: list[str], environment: dict[str, str]) -> int:
-    """Run a submission and show what the job prints, without what Ray's own client logs about it."""
+    """Run a submission and show what the job prints, without what Ray logs about it."""
     with subprocess.Popen(
         command,
         env=environment,
