@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
@@ -22,6 +23,8 @@ from glm_dist.config import Settings
 from glm_dist.errors import TokenizerError
 
 MODEL_FILE = "tokenizer.model"
+MAX_TRAINED_CHARACTERS = 40_000_000
+"""SentencePiece's suffix array takes about 20 bytes for each."""
 _WORD = re.compile(r" *[^ \t\n]+| +")
 SENTENCE_END_MARKS = ".?!;:。？！；…\n"
 """GLM_SPEC 1.5: a token that holds one of them ends a sentence."""
@@ -223,19 +226,28 @@ class Tokenizer:
 def _counted_words(texts: Iterable[str]) -> Iterator[str]:
     """Each distinct word with the spaces before it, and how often it came, a line each.
 
-    Pieces never reach over a space, so this is all SentencePiece learns from. A tab separates word
-    and count in its input; one in a text is left to the byte pieces.
+    Pieces never reach over a space, so this is all SentencePiece learns from. Counts are scaled
+    down together where they stand for more than MAX_TRAINED_CHARACTERS, since it lays every
+    occurrence out in memory. A tab separates word and count in its input; one in a text is left to
+    the byte pieces.
     """
     counts: Counter[str] = Counter()
     for text in texts:
         counts.update(_WORD.findall(text))
-    return (f"{word}\t{count}" for word, count in sorted(counts.items()))
+    characters = sum(len(word) * count for word, count in counts.items())
+    scale = min(1.0, MAX_TRAINED_CHARACTERS / max(1, characters))
+    for word, count in sorted(counts.items()):
+        whole, rest = divmod(count * scale, 1)
+        # Rounded up for as many words as the rest says, always the same ones.
+        times = int(whole) + (zlib.crc32(word.encode()) / 2**32 < rest)
+        if times:
+            yield f"{word}\t{times}"
 
 
 def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> Tokenizer:
     """Train on the texts; the same texts and settings give the same model.
 
-    Memory follows the distinct words, not the texts: about 20 bytes for each of their characters.
+    Memory is bounded: beside the distinct words about a gigabyte, however much text there is.
 
     Raises:
         TokenizerError: when the texts are too few for any vocabulary.

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
+from glm_dist import tokenizer as module
 from glm_dist.errors import TokenizerError
 from glm_dist.tokenizer import PIECES, Tokenizer, TokenizerSettings, train_tokenizer
 
@@ -75,3 +76,17 @@ def test_a_missing_or_foreign_model_is_refused_by_name(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"nonsense")
     with pytest.raises(TokenizerError, match=r"tokenizer\.model"):
         Tokenizer.load(tmp_path)
+
+
+def test_counts_are_scaled_down_together_and_small_texts_are_not_touched(monkeypatch):
+    texts = ["often often often rare"] * 1000 + [f"once{number}" for number in range(1000)]
+    lines = dict(line.split("\t") for line in module._counted_words(texts))
+    assert lines[" often"] == "2000"
+    assert len(lines) == 1003
+    characters = sum(len(word) * int(count) for word, count in lines.items())
+    monkeypatch.setattr(module, "MAX_TRAINED_CHARACTERS", characters // 10)
+    scaled = dict(line.split("\t") for line in module._counted_words(texts))
+    assert int(scaled[" often"]) in (200, 201)
+    assert sum(word.startswith("once") for word in scaled) == pytest.approx(100, abs=40)
+    kept = sum(len(word) * int(count) for word, count in scaled.items())
+    assert kept == pytest.approx(characters / 10, rel=0.1)
