@@ -95,7 +95,7 @@ class Terminal:
 
         left = (self._num_steps - line["step"]) * line.get("seconds_per_step", 0.0)
         return (
-            f"{int(line['step']):>6}/{self._num_steps:<5} {line['loss']:>8.3f} "
+            f"{int(line['step']):>6}/{self._num_steps:<5} {figure('loss', '.3f'):>8} "
             f"{figure('loss/token', '.3f'):>7} {figure('loss/sentence', '.3f'):>7} "
             f"{figure('loss/document', '.3f'):>7} {line['learning_rate']:>9.2e} "
             f"{line['grad_norm']:>6.2f} {line['tokens_per_second']:>9,.0f} "

@@ -163,12 +163,17 @@ class Catalogue:
         """
         retired = {}
         for folder in self._candidates():
-            if _step_of(folder) > above_step:
-                retired[folder.name] = _attempt_of(folder)
+            attempt = _attempt_of(folder)
+            if _step_of(folder) > above_step and attempt is not None:
+                retired[folder.name] = attempt
         line = {"event": "retire", "above_step": above_step, "checkpoints": retired}
         append_json_line(self.run_folder / LINEAGE_NAME, {**line, **(record or {})})
         self._sweep_retired()
         return list(retired)
+
+    def is_retired(self, folder: Path) -> bool:
+        """Whether a rewind has taken this folder off the lineage, renamed by now or not yet."""
+        return ".retired-" in folder.name or _attempt_of(folder) in self._retired()
 
     def lineage(self) -> list[dict[str, Any]]:
         """All committed records, oldest first."""

@@ -13,14 +13,16 @@ from typing import Any
 from glm_dist.config import dump_config
 from glm_dist.engine import Catalogue, Checkpoint
 from glm_dist.engine.checkpoint import read_manifest
+from glm_dist.engine.storage import write_json
 from glm_dist.errors import CheckpointError, LaunchError
-from glm_dist.train.settings import PretrainSettings
-from glm_dist.train.state import TrainState
+from glm_dist.train.settings import GuardSettings, PretrainSettings
+from glm_dist.train.state import Ending, Rewind, TrainState
 
 logger = logging.getLogger(__name__)
 
-CHANGEABLE = ("workers", "sinks", "run_folder", "checkpoints")
-"""Settings a run may be resumed with other values of; its curve does not depend on them."""
+CHANGEABLE = ("workers", "sinks", "run_folder", "checkpoints", "guard")
+"""Settings a run may be resumed with other values of; the curve of a healthy run does not depend on
+them."""
 
 
 @dataclass(frozen=True)
@@ -52,14 +54,17 @@ def decide_attempt(
 
     Raises:
         CheckpointError: when the checkpoint belongs to other data or another row order.
+        LaunchError: when the last attempt asked for one rewind too many.
     """
     catalogue = Catalogue(run_folder, settings.checkpoints.keep_last)
+    number = newest_number(run_folder) + 1
+    skipped = settle_rewinds(catalogue, number - 1, settings.guard)
     checkpoint = catalogue.newest()
     state = TrainState().to_json()
     if checkpoint is not None:
         state = dict(checkpoint.state["train"])
         _check_fingerprints(checkpoint, fingerprints)
-    number = newest_number(run_folder) + 1
+    state["skipped"] = skipped
     attempt = Attempt(
         number=number,
         world_size=world_size,
@@ -69,6 +74,60 @@ def decide_attempt(
     )
     _create(attempts_folder(run_folder) / f"attempt-{number:05d}.json", asdict(attempt))
     return attempt
+
+
+def settle_rewinds(
+    catalogue: Catalogue, last_attempt: int, settings: GuardSettings
+) -> list[list[int]]:
+    """Abandon what the last attempt wished to go back from, once; all rows skipped so far.
+
+    One record in the lineage is the rewind. A driver killed before it finds the wish again, one
+    killed after it the record.
+
+    Raises:
+        LaunchError: when the run has gone back too often already.
+    """
+    done = [record for record in catalogue.lineage() if "skip" in record]
+    ending = read_ending(catalogue.run_folder, last_attempt)
+    rewind = None if ending is None else ending.rewind
+    if rewind is not None and all(record["attempt"] != last_attempt for record in done):
+        if len(done) >= settings.max_rewinds:
+            raise LaunchError(
+                f"the numbers were in trouble again at step {rewind.above_step}, after "
+                f"{len(done)} rewinds (guard.max_rewinds {settings.max_rewinds}), so other rows do "
+                "not help; look at events.jsonl in the run folder, then lower "
+                "schedule.peak_learning_rate in a new run, or resume with a higher "
+                "guard.outlier_factor or guard.max_rewinds"
+            )
+        record = {"attempt": last_attempt, "skip": list(rewind.skip)}
+        abandoned = catalogue.retire(rewind.above_step, record)
+        logger.warning(
+            "going back to before step %d, without rows %d to %d; abandoned: %s",
+            *(rewind.above_step, *rewind.skip, ", ".join(abandoned) or "no checkpoint"),
+        )
+        done.append(record)
+    return [record["skip"] for record in done]
+
+
+def write_ending(run_folder: Path, number: int, ending: Ending) -> None:
+    """Say how an attempt's ranks left the loop."""
+    write_json(_ending_path(run_folder, number), asdict(ending))
+
+
+def read_ending(run_folder: Path, number: int) -> Ending | None:
+    """What rank 0 wrote, None where the attempt did not come to an end."""
+    path = _ending_path(run_folder, number)
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    if values["rewind"] is not None:
+        start, stop = values["rewind"]["skip"]
+        values["rewind"] = Rewind(values["rewind"]["above_step"], (start, stop))
+    return Ending(**values)
+
+
+def _ending_path(run_folder: Path, number: int) -> Path:
+    return run_folder / "attempts" / f"ended-{number:05d}.json"
 
 
 def is_superseded(run_folder: Path, number: int) -> bool:

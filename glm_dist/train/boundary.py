@@ -18,6 +18,8 @@ class Boundary(Protocol):
 
     rank: int
     world_size: int
+    node: str
+    """What the launcher knows this process's machine by."""
 
     def batches(self) -> Iterator[Rows]:
         """This rank's micro-batches, in order, from the row where the attempt resumes."""
@@ -33,7 +35,7 @@ class LocalBoundary:
     """A boundary for one process: batches from an iterator, nobody to report to."""
 
     def __init__(self, batches: Iterator[Rows], rank: int = 0, world_size: int = 1) -> None:
-        self.rank = rank
+        self.rank, self.node = rank, ""
         self.world_size = world_size
         self.stop = False
         self._batches = batches

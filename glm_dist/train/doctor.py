@@ -50,9 +50,9 @@ def examine(run_folder: Path) -> Findings:
             f"{run_folder}: is not the folder of a run (it has no config.json); give the folder "
             "that pretrain printed as run folder"
         )
-    retired = retired_names(run_folder)
+    catalogue = Catalogue(run_folder)
     checkpoints = [
-        check(folder, retired)
+        check(folder, catalogue)
         for folder in sorted(run_folder.glob("checkpoint-*"))
         if folder.is_dir()
     ]
@@ -69,12 +69,12 @@ def examine(run_folder: Path) -> Findings:
     )
 
 
-def check(folder: Path, retired: set[str]) -> CheckedFolder:
+def check(folder: Path, catalogue: Catalogue) -> CheckedFolder:
     """One folder, its bytes compared with its manifest."""
     _, _, rest = folder.name.partition(".")
     if rest.startswith("damaged"):
         return CheckedFolder(folder.name, "set aside")
-    if rest.startswith("retired") or folder.name in retired:
+    if catalogue.is_retired(folder):
         return CheckedFolder(folder.name, "retired")
     if rest:
         return CheckedFolder(folder.name, "unfinished")
@@ -89,12 +89,6 @@ def check(folder: Path, retired: set[str]) -> CheckedFolder:
 def next_row(manifest: dict[str, Any]) -> int:
     """The first row the checkpoint has not seen."""
     return int(manifest["state"]["train"]["next_row"])
-
-
-def retired_names(run_folder: Path) -> set[str]:
-    """Checkpoints that a rewind has taken off the lineage."""
-    records = Catalogue(run_folder).lineage()
-    return {name for record in records for name in record.get("checkpoints", {})}
 
 
 def mend(run_folder: Path, findings: Findings) -> list[str]:

@@ -4,12 +4,14 @@ The only file of the package that knows ray. Whether, with how many workers and 
 attempt follows another is decided in `supervise.py`.
 """
 
+import contextlib
 import logging
 import math
 import os
+import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,24 +25,24 @@ from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glm_dist.config import output_path
-from glm_dist.data.order import RowSchedule
+from glm_dist.data.order import Range, RowSchedule
 from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_order
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
 from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedError
 from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
+from glm_dist.train.heartbeat import HangDetector, Sign, write_stacks
 from glm_dist.train.settings import PretrainSettings, WorkerSettings
+from glm_dist.train.state import Ending
 from glm_dist.train.supervise import (
     STOP_NAME,
-    Ending,
     Failure,
     ask_to_stop,
     choose_world_size,
     keep_claim,
     supervise,
-    write_ending,
 )
-from glm_dist.train.worker import Job, run_rank
+from glm_dist.train.worker import SIGNS_FOLDER, Job, run_rank
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +51,7 @@ COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
 WATCH_SECONDS = 2.0
 ANSWER_SECONDS = 10.0
+STACK_SECONDS = 2.0
 RAY_TRAIN_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a rank that died is noticed
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `_Watch` looks for nodes that leave
@@ -108,7 +111,7 @@ def launch(settings: PretrainSettings) -> Launched:
         settings.objective,
         settings.seed,
     )
-    order = build_order(source, settings.num_steps * settings.batch.global_batch_size)
+    order = build_order(source, rows_needed(settings, []))
     fingerprints = {
         "dataset": dataset.fingerprint,
         "tokenizer": dataset.tokenizer.sha256,
@@ -119,9 +122,15 @@ def launch(settings: PretrainSettings) -> Launched:
     for name, value in RAY_TRAIN_DEFAULTS.items():
         os.environ.setdefault(name, value)
     with _Watch(run_folder, settings) as watch:
-        workers = RayWorkers(job, source, len(order.tables), watch)
+        workers = RayWorkers(job, source, watch)
         ending = supervise(run_folder, settings, fingerprints, workers)
     return Launched(run_folder, read_attempts(run_folder), ending)
+
+
+def rows_needed(settings: PretrainSettings, skipped: Sequence[Range]) -> int:
+    """Rows of the whole run, those that it leaves out included."""
+    trained = settings.num_steps * settings.batch.global_batch_size
+    return trained + sum(stop - start for start, stop in skipped)
 
 
 def staying_nodes() -> list[dict[str, Any]]:
@@ -195,8 +204,8 @@ class RayWorkers:
     Ray restarts nothing by itself: a failed launch comes back here, where the next decision is.
     """
 
-    def __init__(self, job: Job, source: RowSource, num_epochs: int, watch: "_Watch") -> None:
-        self._job, self._source, self._num_epochs, self._watch = job, source, num_epochs, watch
+    def __init__(self, job: Job, source: RowSource, watch: "_Watch") -> None:
+        self._job, self._source, self._watch = job, source, watch
 
     def room(self) -> int:
         """Workers the cluster has room for."""
@@ -221,17 +230,18 @@ class RayWorkers:
             datasets={"train": _no_dataset},  # type: ignore[dict-item]
             dataset_config=RowDataConfig(self._plan(attempt)),
         )
-        self._watch.world_size = attempt.world_size
+        self._watch.begin(attempt)
+        failure = None
         try:
             trainer.fit()
         except ray.train.TrainingFailedError as error:
-            return as_failure(error)
+            failure = as_failure(error)
         except ray.exceptions.RayError as error:
-            return Failure(f"the Ray Train controller is gone ({type(error).__name__})")
+            failure = Failure(f"the Ray Train controller is gone ({type(error).__name__})")
         finally:
-            self._watch.world_size = None
+            hang = self._watch.end()
             _free_reservations()
-        return None
+        return failure and (hang or failure)
 
     def _plan(self, attempt: Attempt) -> RowPlan:
         settings, state = self._job.settings, attempt.train_state
@@ -241,8 +251,9 @@ class RayWorkers:
             settings.batch.global_batch_size,
             attempt.world_size,
         )
+        order = build_order(self._source, rows_needed(settings, state.skipped))
         left = max(1, settings.num_steps - state.step)
-        return RowPlan(self._source, schedule, self._num_epochs, left)
+        return RowPlan(self._source, schedule, len(order.tables), left)
 
     def _use_gpu(self, world_size: int) -> bool:
         chosen = self._job.settings.workers.use_gpu
@@ -260,14 +271,18 @@ class RayWorkers:
 
 
 class _Watch:
-    """Looks at the cluster while ranks train, and asks them to stop where that serves the run.
+    """Looks at cluster and ranks while they train, and asks them to stop where that serves the run.
 
-    A node that joins lets an elastic run grow; before one leaves, any run saves first.
+    A node that joins lets an elastic run grow; before one leaves, any run saves first. A group that
+    hangs is ended.
     """
 
     def __init__(self, run_folder: Path, settings: PretrainSettings) -> None:
         self._run_folder, self._settings = run_folder, settings
-        self.world_size: int | None = None
+        self._signs = run_folder / SIGNS_FOLDER
+        self._world_size: int | None = None
+        self._detector: HangDetector | None = None
+        self._hang: Failure | None = None
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -279,10 +294,23 @@ class _Watch:
         self._ended.set()
         self._thread.join()
 
+    def begin(self, attempt: Attempt) -> None:
+        """An attempt's ranks are about to start."""
+        limit = self._settings.workers.hang_seconds
+        self._hang = None
+        self._detector = HangDetector(self._signs, attempt.number, limit)
+        self._world_size = attempt.world_size
+
+    def end(self) -> Failure | None:
+        """They have ended; how, where it was this watch that ended them."""
+        self._world_size = self._detector = None
+        return self._hang
+
     def _look(self) -> None:
         seen_before = None
         while not self._ended.wait(WATCH_SECONDS):
             keep_claim(self._run_folder)
+            self._end_hang()
             better = self._better_world_size()
             if better is not None and better == seen_before:
                 ask_to_stop(self._run_folder, "resize")
@@ -290,7 +318,7 @@ class _Watch:
 
     def _better_world_size(self) -> int | None:
         """Another number of workers the run should go on with, None while it is right."""
-        if self.world_size is None:
+        if self._world_size is None:
             return None
         try:
             room = room_for_workers(self._settings.workers, staying_nodes())
@@ -298,7 +326,34 @@ class _Watch:
             return None  # the launch itself will fail and say more
         fitting = [size for size in self._settings.world_sizes if size <= room]
         best = fitting[-1] if fitting else 0
-        return best if best != self.world_size else None
+        return best if best != self._world_size else None
+
+    def _end_hang(self) -> None:
+        """Name who hangs, write the stacks down, and end all ranks, so that the group restarts."""
+        detector = self._detector
+        hang = detector.look(time.monotonic()) if detector else None
+        if hang is None:
+            return
+        report = write_stacks(self._signs, hang, _send, lambda: time.sleep(STACK_SECONDS))
+        first = hang.culprits[0]
+        text = f"{hang}; the stacks of all ranks are in {report}"
+        self._hang = Failure(text, signature=f"hang at {first.progress} in {first.part}")
+        self._detector = None
+        for sign in hang.signs:
+            _send(sign, signal.SIGKILL)
+
+
+def _send(sign: Sign, number: signal.Signals) -> None:
+    """Bring a signal to a rank's process, wherever it runs; a machine that is gone hears none."""
+    where = NodeAffinitySchedulingStrategy(sign.node, soft=False)
+    kill = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=where)
+    with contextlib.suppress(ray.exceptions.RayError):
+        ray.get(kill.remote(sign.pid, number), timeout=ANSWER_SECONDS)
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, number)
 
 
 def _no_dataset() -> None:
@@ -355,6 +410,7 @@ class RayBoundary:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
+        self.node = ray.get_runtime_context().get_node_id()
         self._micro_batch_size = job.settings.batch.micro_batch_size
         self._stop_file = Path(job.run_folder) / STOP_NAME
         self._shard = ray.train.get_dataset_shard("train")
@@ -383,9 +439,5 @@ def _train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(max(1, math.floor(job.settings.workers.cpus_per_worker)))
     boundary = RayBoundary(job)
     attempt = read_attempts(Path(job.run_folder))[-1]
-    state = run_rank(job, boundary, attempt)
-    if boundary.rank == 0:
-        is_finished = state.step >= job.settings.num_steps
-        ending = Ending(state.step, "finished" if is_finished else "stopped")
-        write_ending(Path(job.run_folder), attempt.number, ending)
-    boundary.report({"step": state.step})
+    ending = run_rank(job, boundary, attempt)
+    boundary.report({"step": ending.step})

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from glm_dist.data.order import nth_rows
 from glm_dist.data.rows import Rows
 from glm_dist.engine import Engine
 from glm_dist.errors import GlmDistError, StepFailedError
@@ -19,10 +20,11 @@ from glm_dist.evaluate.heldout import HeldOut
 from glm_dist.metrics.clock import Clock
 from glm_dist.objective import Mode
 from glm_dist.train.boundary import Boundary, all_sum
+from glm_dist.train.guard import Guard, Verdict
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.schedule import learning_rate
 from glm_dist.train.settings import PretrainSettings
-from glm_dist.train.state import TrainState
+from glm_dist.train.state import Ending, Rewind, TrainState
 from glm_dist.train.stream import RowStream, StepRows, to_batch
 
 logger = logging.getLogger(__name__)
@@ -38,6 +40,8 @@ class Run:
     stream: RowStream
     heldout: HeldOut | None
     save: Callable[[TrainState], None]
+    note: Callable[..., None]
+    """Writes down an event, by its name and values; on rank 0."""
     recorder: Recorder
     clock: Clock
     state: TrainState
@@ -45,49 +49,80 @@ class Run:
     """What the last evaluation gave."""
 
 
-def train(run: Run) -> TrainState:
-    """Train from the run's state to its last step, or until a stop is asked for."""
+def train(run: Run) -> Ending:
+    """Train from the run's state to its last step, until a stop is asked for, or to a rewind."""
     state, settings = run.state, run.settings
     first_step, stopping = state.step, False
     while True:
         ending = stopping or state.step >= settings.num_steps
         if is_evaluation_due(settings, state.step) or (ending and not stopping):
             evaluate(run)
-        if state.step > first_step and (ending or is_checkpoint_due(settings, state.step)):
+        is_due = is_checkpoint_due(settings, state.step) and not state.guard.num_bad
+        if state.step > first_step and (ending or is_due):
             checkpoint(run)
         if ending:
-            return state
+            return Ending(state.step, "stopped" if state.step < settings.num_steps else "finished")
 
+        run.clock.enter("data")
         rows = run.stream.next_step()
-        run.clock.lap("data")
+        run.clock.enter("compute")
         with naming_rows(state.step, rows):
             totals = count(rows, run.boundary)
             stopping = totals.stop
-            train_step(run, rows, totals)
+            verdict = train_step(run, rows, totals)
+        if verdict is Verdict.REWIND:
+            return Ending(state.step, "rewind", rewind_of(run))
         if state.step % settings.log_every_steps == 0 or state.step == settings.num_steps:
             run.recorder.log(state)
 
 
-def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> None:
-    """One optimizer step, or one that is left out because its gradient is not finite."""
+def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
+    """One optimizer step, or one that is left out because its numbers are in trouble."""
     state, settings = run.state, run.settings
     seed_dropout(settings.seed, state.step, run.boundary.rank)
     for number, (batch, modes) in enumerate(rows.batches(run.engine.device), start=1):
         is_last = number == len(rows.micro_batches)
         output = run.engine.backward(batch, 1 / max(1.0, totals.loss_tokens), is_last)
         run.recorder.add_losses(output.token_losses, modes)
+        run.clock.tick()
     health = run.engine.prepare()
     rate = learning_rate(settings.schedule, state.step, settings.num_steps)
-    if bool(health.is_finite):
+    grad_norm = float(health.grad_norm)
+    verdict = judge(run, totals, grad_norm)
+    if verdict is Verdict.APPLY:
         run.engine.apply(rate)
     else:
-        discard(run, rows)
+        run.engine.discard()
+        state.discarded_steps += 1
     state.step += 1
     state.next_row = run.stream.next_row
     state.tokens += totals.tokens
     state.loss_tokens += int(totals.loss_tokens)
-    run.clock.lap("compute")
-    run.recorder.add_step(totals, rate, health.grad_norm)
+    run.recorder.add_step(totals, rate, grad_norm, verdict is Verdict.APPLY)
+    return verdict
+
+
+def judge(run: Run, totals: "StepTotals", grad_norm: float) -> Verdict:
+    """Whether the step is applied, by its loss over all ranks and its gradient norm."""
+    state, guard = run.state, Guard(run.settings.guard, run.state.guard)
+    loss_sum = float(all_sum(np.array([run.recorder.step_loss()]))[0])
+    loss = loss_sum / max(1.0, totals.loss_tokens)
+    reason = guard.reason(loss, grad_norm)
+    if reason is not None:
+        rows = run.stream.last_rows.tolist()
+        run.note("discarded", step=state.step, reason=reason, rows=rows)
+        logger.warning("step %d is left out: %s (rows %s)", state.step, reason, rows)
+    return guard.judge(state.step, state.next_row, loss, grad_norm)
+
+
+def rewind_of(run: Run) -> Rewind:
+    """Back to before the streak of bad steps, and past the rows that follow its beginning."""
+    settings, first_bad = run.settings, run.state.guard.first_bad
+    assert first_bad is not None, "a streak has a beginning"
+    step, first_row = first_bad
+    num_rows = settings.guard.skip_steps * settings.batch.global_batch_size
+    after = int(nth_rows(np.array([num_rows]), first_row, run.state.skipped)[0])
+    return Rewind(step, (first_row, after))
 
 
 @contextlib.contextmanager
@@ -150,9 +185,9 @@ def evaluate(run: Run) -> None:
     """Measure the held-out loss and record it."""
     if run.heldout is None:
         return
-    run.clock.lap("other")
+    run.clock.enter("evaluation")
     run.heldout_figures = run.heldout.measure(token_losses(run.engine), all_sum)
-    run.clock.lap("evaluation")
+    run.clock.enter("other")
     run.recorder.log_evaluation(run.state.step, run.heldout_figures)
 
 
@@ -167,20 +202,8 @@ def token_losses(engine: Engine) -> Callable[[Rows], np.ndarray]:
 
 def checkpoint(run: Run) -> None:
     """Save, then tell the launcher; every rank takes part."""
-    run.clock.lap("other")
+    run.clock.enter("checkpoint")
     run.state.seconds = run.clock.totals()
     run.save(run.state)
-    run.clock.lap("checkpoint")
+    run.clock.enter("other")
     run.boundary.report({"step": run.state.step})
-
-
-def discard(run: Run, rows: StepRows) -> None:
-    """Leave out a step whose gradient is not finite, and say which rows it held."""
-    run.engine.discard()
-    run.state.discarded_steps += 1
-    logger.warning(
-        "step %d: the gradient is not finite; all ranks leave the step out (rows %s of rank %d)",
-        run.state.step,
-        rows.row_ids.tolist(),
-        run.boundary.rank,
-    )

@@ -29,16 +29,26 @@ class Recorder:
         self._sinks = sinks
         self._clock = clock
         self._flops = flops
-        self._mode_losses = torch.zeros(len(Mode), dtype=torch.float64, device=device)
+        self._step_losses = torch.zeros(len(Mode), dtype=torch.float64, device=device)
+        self._mode_losses = torch.zeros_like(self._step_losses)
         self._reset()
 
     def add_losses(self, token_losses: torch.Tensor, mode_ids: torch.Tensor) -> None:
         """Add one micro-batch's losses [rows, sequence]; nothing is synchronised."""
-        self._mode_losses.index_add_(0, mode_ids.flatten().int(), token_losses.flatten().double())
+        self._step_losses.index_add_(0, mode_ids.flatten().int(), token_losses.flatten().double())
 
-    def add_step(self, totals: "StepTotals", learning_rate: float, grad_norm: torch.Tensor) -> None:
-        """Add one optimizer step's global counts."""
-        self._mode_counts += totals.mode_counts
+    def step_loss(self) -> float:
+        """Sum of this rank's losses in the present step; waits for the device."""
+        return float(self._step_losses.sum())
+
+    def add_step(
+        self, totals: "StepTotals", learning_rate: float, grad_norm: float, applied: bool
+    ) -> None:
+        """Add one optimizer step's global counts; losses of one that was left out do not count."""
+        if applied:
+            self._mode_losses += self._step_losses
+            self._mode_counts += totals.mode_counts
+        self._step_losses.zero_()
         self._steps += 1
         self._tokens += totals.tokens
         self._useful_flops += self._flops.of(totals)
@@ -49,14 +59,14 @@ class Recorder:
         losses = all_sum(self._mode_losses.cpu().numpy())
         seconds = self._clock.seconds_since_mark(("data", "compute"))
         metrics = {
-            "loss": float(losses.sum() / max(1.0, self._mode_counts.sum())),
+            **self._mean_loss(losses),
             **{
                 f"loss/{mode.name.lower()}": float(losses[mode] / self._mode_counts[mode])
                 for mode in Mode
                 if self._mode_counts[mode]
             },
             "learning_rate": self._learning_rate,
-            "grad_norm": float(self._grad_norm),
+            "grad_norm": self._grad_norm,
             "tokens": state.tokens,
             "tokens_per_second": self._tokens / max(seconds, 1e-9),
             "seconds_per_step": seconds / max(1, self._steps),
@@ -72,6 +82,11 @@ class Recorder:
         """Write held-out figures, which are reduced already."""
         self._write(step, metrics)
 
+    def _mean_loss(self, losses: np.ndarray) -> dict[str, float]:
+        """Over all modes; nothing where all steps were left out."""
+        count = self._mode_counts.sum()
+        return {"loss": float(losses.sum() / count)} if count else {}
+
     def _write(self, step: int, metrics: dict[str, float]) -> None:
         if self._sinks is not None:
             self._sinks.log(step, metrics)
@@ -83,5 +98,5 @@ class Recorder:
         self._tokens = 0
         self._useful_flops = 0.0
         self._learning_rate = 0.0
-        self._grad_norm = torch.zeros(())
+        self._grad_norm = 0.0
         self._clock.mark()

@@ -70,6 +70,25 @@ class CheckpointSettings(Settings):
     """Steps between checkpoints that are kept for good; 0 for none."""
 
 
+class GuardSettings(Settings):
+    """Steps whose numbers are in trouble.
+
+    One whose loss or gradient is not finite is always left out, by all ranks.
+    """
+
+    outlier_factor: float = Field(10.0, ge=0)
+    """A step is left out too when its loss or gradient norm lies so many robust standard
+    deviations above the median of the steps before; 0 for never."""
+    window_steps: int = Field(128, ge=4)
+    """Steps it is compared with; none is an outlier before a quarter of them is there."""
+    spike_steps: int = Field(3, ge=2)
+    """After so many bad steps in a row the run goes back to the last checkpoint before them."""
+    skip_steps: int = Field(200, ge=1)
+    """Steps' worth of rows, from the first bad step on, that it then leaves out for good."""
+    max_rewinds: int = Field(3, ge=0)
+    """Times a run goes back before it gives up."""
+
+
 class WorkerRange(Settings):
     """As many workers as the cluster has room for, between two numbers."""
 
@@ -91,7 +110,9 @@ class WorkerSettings(Settings):
     """Logical CPUs reserved for each worker; its torch uses as many threads."""
     max_failures: int = 10
     """Failures in a row, without a new checkpoint in between, before the run gives up."""
-
+    hang_seconds: float = Field(600.0, gt=0)
+    """Without any progress for so long the ranks' stacks are written down, who did not arrive is
+    named, and the group starts again."""
     wait_minutes: float = Field(60.0, ge=0)
     """How long a run that has lost nodes waits for room before it gives up."""
 
@@ -126,6 +147,7 @@ class PretrainSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()
+    guard: GuardSettings = GuardSettings()
     workers: WorkerSettings = WorkerSettings()
     sinks: SinkSettings = SinkSettings()
     log_every_steps: int = 10

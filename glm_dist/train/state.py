@@ -1,9 +1,10 @@
 """Where a run stands: what a checkpoint carries besides the engine's slices."""
 
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from glm_dist.data.order import Range
+from glm_dist.train.guard import GuardMemory
 
 
 @dataclass
@@ -21,7 +22,9 @@ class TrainState:
     loss_tokens: int = 0
     """Tokens that bore loss."""
     discarded_steps: int = 0
-    """Steps whose gradient was not finite."""
+    """Steps left out because their gradient was not finite, or an outlier."""
+    guard: GuardMemory = field(default_factory=GuardMemory)
+    """What later steps are judged by."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part over all attempts."""
 
@@ -32,4 +35,24 @@ class TrainState:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
         """Read back `to_json`."""
-        return cls(**{**values, "skipped": [tuple(pair) for pair in values["skipped"]]})
+        skipped = [tuple(pair) for pair in values["skipped"]]
+        return cls(**{**values, "skipped": skipped, "guard": GuardMemory(**values["guard"])})
+
+
+@dataclass(frozen=True)
+class Rewind:
+    """A wish to go back to before some bad steps."""
+
+    above_step: int
+    """Checkpoints of later steps are abandoned."""
+    skip: Range
+    """Global rows [a, b) that are left out from then on."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How the ranks of an attempt left the loop."""
+
+    step: int
+    kind: Literal["finished", "stopped", "rewind"]
+    rewind: Rewind | None = None

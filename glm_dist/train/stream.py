@@ -78,6 +78,11 @@ class RowStream:
         return StepRows(micro_batches)
 
     @property
+    def last_rows(self) -> np.ndarray:
+        """Global rows of the last step taken, over all ranks."""
+        return self.schedule.step_rows(self._steps_taken - 1)
+
+    @property
     def next_row(self) -> int:
         """The first global row no step has taken yet."""
         return self.schedule.next_row_after(self._steps_taken)

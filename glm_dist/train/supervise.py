@@ -14,14 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import psutil
 
 from glm_dist.engine.storage import append_json_line, read_json_lines, write_json
 from glm_dist.errors import GlmDistError, LaunchError
-from glm_dist.train.attempt import Attempt, decide_attempt
+from glm_dist.train.attempt import Attempt, decide_attempt, read_ending
 from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.state import Ending
 
 logger = logging.getLogger(__name__)
 
@@ -58,15 +59,6 @@ class Workers(Protocol):
         """Train until the attempt ends; None when all ranks returned."""
 
 
-@dataclass(frozen=True)
-class Ending:
-    """How the ranks of an attempt left the loop; written by rank 0."""
-
-    step: int
-    kind: Literal["finished", "stopped", "rewind"]
-    rewind: dict[str, Any] | None = None
-
-
 def supervise(
     run_folder: Path,
     settings: PretrainSettings,
@@ -94,7 +86,8 @@ def supervise(
         failure = workers.run(attempt)
         stop = read_stop(run_folder)
         if failure is None:
-            ending = read_ending(run_folder, attempt)
+            ending = read_ending(run_folder, attempt.number)
+            assert ending is not None, "rank 0 writes it before it returns"
             reason = stop["reason"] if stop and ending.kind == "stopped" else ending.kind
             journal.add("ended", number=attempt.number, step=ending.step, reason=reason)
             if reason not in ("resize", "rewind"):
@@ -258,17 +251,3 @@ def _may_live(holder: dict[str, Any], path: Path) -> bool:
         return process.create_time() == holder["started"] and process.pid != os.getpid()
     except psutil.NoSuchProcess:
         return False
-
-
-def write_ending(run_folder: Path, number: int, ending: Ending) -> None:
-    """Say how an attempt's ranks left the loop."""
-    write_json(_ending_path(run_folder, number), vars(ending))
-
-
-def read_ending(run_folder: Path, attempt: Attempt) -> Ending:
-    """What rank 0 wrote."""
-    return Ending(**json.loads(_ending_path(run_folder, attempt.number).read_text()))
-
-
-def _ending_path(run_folder: Path, number: int) -> Path:
-    return run_folder / "attempts" / f"ended-{number:05d}.json"

@@ -3,6 +3,8 @@
 import json
 import logging
 import os
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,23 +16,28 @@ from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Catalogue, Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.engine.storage import append_json_line
 from glm_dist.errors import CheckpointError
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
 from glm_dist.model import build_model
-from glm_dist.train.attempt import Attempt, is_superseded
+from glm_dist.train.attempt import Attempt, is_superseded, write_ending
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
+from glm_dist.train.heartbeat import Heartbeat
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.settings import CheckpointSettings, PretrainSettings
-from glm_dist.train.state import TrainState
+from glm_dist.train.state import Ending, TrainState
 from glm_dist.train.stream import RowStream
 
 logger = logging.getLogger(__name__)
 
 MODEL_FOLDER = "model"
+SIGNS_FOLDER = "signs"
+EVENTS_FILE = "events.jsonl"
+"""What rank 0 met with in the steps; of steps that were done again, what each time brought."""
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,22 @@ class Job:
     fingerprints: dict[str, str]
 
 
-def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
+def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> Ending:
     """Train this rank's part of an attempt; rank 0 writes sinks, final weights and figures."""
+    clock = Clock("start-up", attempt.train_state.seconds)
+    with Heartbeat(
+        Path(job.run_folder) / SIGNS_FOLDER,
+        boundary.rank,
+        attempt.number,
+        boundary.node,
+        clock,
+        job.settings.workers.hang_seconds,
+    ):
+        return _train(job, boundary, attempt, clock)
+
+
+def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Ending:
     settings, run_folder = job.settings, Path(job.run_folder)
-    clock = Clock(attempt.train_state.seconds)
     engine = build_engine(lambda: build_model(settings.model), settings.engine)
     checkpoint = attempt.open_checkpoint()
     if checkpoint is not None:
@@ -67,7 +86,6 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
         settings.batch.global_batch_size,
         boundary.world_size,
     )
-    clock.lap("start-up")
     run = Run(
         settings=settings,
         engine=engine,
@@ -75,16 +93,31 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> TrainState:
         stream=RowStream(boundary, schedule, settings.batch.micro_batch_size),
         heldout=heldout,
         save=save,
+        note=_notes(run_folder) if boundary.rank == 0 else _no_note,
         recorder=Recorder(engine.device, sinks, clock, StepFlops(settings.model, engine)),
         clock=clock,
         state=state,
     )
-    state = train(run)
-    if state.step >= settings.num_steps:
+    clock.enter("other")
+    ending = train(run)
+    if ending.kind == "finished":
         _finish(job, run)
     if sinks is not None:
         sinks.close()
-    return state
+    if boundary.rank == 0:
+        write_ending(run_folder, attempt.number, ending)
+    return ending
+
+
+def _notes(run_folder: Path) -> Callable[..., None]:
+    def note(event: str, **values: Any) -> None:
+        append_json_line(run_folder / EVENTS_FILE, {"event": event, "time": time.time(), **values})
+
+    return note
+
+
+def _no_note(event: str, **values: Any) -> None:
+    """Rank 0 has written it down."""
 
 
 class Saver:

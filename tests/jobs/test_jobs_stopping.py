@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "cluster"))
 
 from local import LOOPBACK, LocalCluster, trees  # noqa: E402
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RESUME_ME = 75
 NUM_STEPS, ELASTIC_STEPS = 1500, 900
 

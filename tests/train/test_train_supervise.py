@@ -10,12 +10,17 @@ from train_scenarios import make_dataset, make_settings
 
 from glm_dist.engine.storage import write_json
 from glm_dist.errors import DataError, LaunchError
-from glm_dist.train.attempt import attempts_folder, claim_run_folder, read_attempts
+from glm_dist.train.attempt import (
+    attempts_folder,
+    claim_run_folder,
+    read_attempts,
+    write_ending,
+)
 from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.state import Ending
 from glm_dist.train.supervise import (
     HOLDER_NAME,
     STOP_NAME,
-    Ending,
     Failure,
     Journal,
     ask_to_stop,
@@ -23,7 +28,6 @@ from glm_dist.train.supervise import (
     holding,
     read_stop,
     supervise,
-    write_ending,
 )
 
 

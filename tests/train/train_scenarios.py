@@ -21,7 +21,7 @@ from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 from glm_dist.train.attempt import claim_run_folder, decide_attempt, read_attempts
 from glm_dist.train.boundary import LocalBoundary
 from glm_dist.train.settings import PretrainSettings
-from glm_dist.train.state import TrainState
+from glm_dist.train.state import Ending, TrainState
 from glm_dist.train.worker import Job, run_rank
 
 WORDS = "the list returns a number of items when the given value is not in a range".split()
@@ -104,7 +104,7 @@ class Runner:
             for ids in np.split(rows, len(rows) // batch.micro_batch_size):
                 yield self.builder.build(ids, self.order.pieces(ids))
 
-    def run(self, break_at: int | None = None, stop_at: int | None = None) -> TrainState:
+    def run(self, break_at: int | None = None, stop_at: int | None = None) -> Ending:
         """One attempt; it may die before taking step `break_at` or be asked to stop there."""
         if self.rank == 0:
             decide_attempt(self.folder, self.settings, self.prints, self.world_size)
@@ -158,11 +158,13 @@ class Runner:
                 yield rows
 
     def _write_tables(self) -> None:
-        """As many epochs as the run needs."""
-        needed = self.settings.num_steps * self.settings.batch.global_batch_size
+        """As many epochs as the run needs, with its rewinds."""
+        guard = self.settings.guard
+        steps = self.settings.num_steps + guard.max_rewinds * guard.skip_steps
+        needed = steps * self.settings.batch.global_batch_size
         epoch, lengths = 0, self.builder.lengths.tolist()
         while needed > 0:
-            folder = self.folder / f"table-{epoch}"
+            folder = self.folder / f"table-{epoch:05d}"
             rows = self.builder.packer(epoch).pack(range(NUM_TRAINING_DOCUMENTS), lengths)
             finish_table(folder, {}, [write_part(folder, 0, rows)])
             needed -= len(rows)

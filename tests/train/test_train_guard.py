@@ -1,0 +1,192 @@
+"""Trouble in the numbers: what costs one step, what a rewind, and what nothing at all."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from train_scenarios import Runner, make_dataset, make_settings
+
+from glm_dist.engine import Catalogue
+from glm_dist.errors import LaunchError
+from glm_dist.train import attempt
+from glm_dist.train.guard import Guard, GuardMemory, Verdict
+from glm_dist.train.settings import GuardSettings
+
+STEPS, BATCH = 160, 8
+
+
+def verdicts(losses, norms=None, **settings):
+    guard = Guard(GuardSettings(**settings), GuardMemory())
+    norms = norms or [1.0] * len(losses)
+    return [
+        guard.judge(step, step * BATCH, *pair)
+        for step, pair in enumerate(zip(losses, norms, strict=True))
+    ]
+
+
+def noisy(length, start=8.0, end=4.0, noise=0.04, seed=0):
+    """A curve that falls as losses do."""
+    rng = np.random.default_rng(seed)
+    curve = end + (start - end) * np.exp(-np.arange(length) / (length / 6))
+    return (curve * (1 + noise * rng.standard_normal(length))).tolist()
+
+
+def test_a_healthy_curve_is_left_alone():
+    norms = np.exp(0.25 * np.random.default_rng(1).standard_normal(3000)).tolist()
+    assert set(verdicts(noisy(3000), norms)) == {Verdict.APPLY}
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("at", [0, 5, 300])
+def test_what_is_not_finite_costs_one_step_from_the_first_step_on(value, at):
+    for which in ("loss", "norm"):
+        losses, norms = noisy(400), [1.0] * 400
+        (losses if which == "loss" else norms)[at] = value
+        found = verdicts(losses, norms)
+        assert found[at] is Verdict.DISCARD
+        assert [i for i, verdict in enumerate(found) if verdict is not Verdict.APPLY] == [at]
+
+
+@pytest.mark.parametrize("which", ["loss", "norm"])
+def test_an_outlier_costs_one_step_and_does_not_spoil_the_window(which):
+    losses, norms = noisy(400), noisy(400, 1.2, 1.0, 0.1, seed=3)
+    values = losses if which == "loss" else norms
+    values[300] *= 50
+    clean = GuardMemory()
+    guard = Guard(GuardSettings(), clean)
+    found = [guard.judge(i, 0, *pair) for i, pair in enumerate(zip(losses, norms, strict=True))]
+    assert [i for i, verdict in enumerate(found) if verdict is not Verdict.APPLY] == [300]
+    assert max(clean.losses) < 10
+    assert max(clean.grad_norms) < 3
+
+
+def test_a_spike_that_lasts_is_a_rewind_at_its_third_step():
+    losses = noisy(200) + [30.0] * 3
+    found = verdicts(losses)
+    assert found[200:] == [Verdict.DISCARD, Verdict.DISCARD, Verdict.REWIND]
+
+
+def test_outliers_can_be_let_through_but_not_what_is_not_finite():
+    found = verdicts([*noisy(200), 400.0, math.nan], outlier_factor=0)
+    assert found[200:] == [Verdict.APPLY, Verdict.DISCARD]
+
+
+def test_a_memory_read_back_decides_alike():
+    losses = [*noisy(200), 30.0]
+    memory = GuardMemory()
+    guard = Guard(GuardSettings(), memory)
+    for step, loss in enumerate(losses):
+        guard.judge(step, step * BATCH, loss, 1.0)
+    kept = GuardMemory(**json.loads(json.dumps(vars(memory))))
+    assert kept.num_bad == 1
+    for loss in (30.0, 4.0):
+        again = Guard(GuardSettings(), kept).judge(201, 201 * BATCH, loss, 1.0)
+        assert again is guard.judge(201, 201 * BATCH, loss, 1.0)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return make_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+class Poisoned(Runner):
+    """A runner whose rows of some range carry targets drawn at random."""
+
+    def __init__(self, dataset, folder, poisoned, **guard):
+        settings = make_settings(
+            dataset,
+            duration={"num_steps": STEPS},
+            schedule={"peak_learning_rate": 3e-3},
+            guard={"skip_steps": 40, "window_steps": 64, **guard},
+            evaluation={"every_steps": 0, "num_rows": 16},
+            checkpoints={"every_steps": 10},
+        )
+        self.poisoned = poisoned
+        self.drawn = np.random.default_rng(5)
+        super().__init__(dataset, settings, folder)
+
+    def batches(self, state):
+        for rows in super().batches(state):
+            bad = np.isin(rows["row_ids"], self.poisoned)
+            targets = rows["targets"].copy()
+            targets[bad] = self.drawn.integers(0, 300, targets[bad].shape)
+            yield {**rows, "targets": targets}
+
+    def through(self):
+        """Attempts until the run has come to its end."""
+        while (ending := self.run()).kind == "rewind":
+            self.endings = [*getattr(self, "endings", []), ending]
+        return ending
+
+    def heldout_loss(self):
+        return json.loads((self.folder / "final.json").read_text())["heldout/loss"]
+
+
+def rows_of_steps(first, last):
+    return range(first * BATCH, last * BATCH)
+
+
+def test_thirty_poisoned_batches_are_found_in_three_steps_and_left_out(dataset, tmp_path):
+    clean = Poisoned(dataset, tmp_path / "clean", [])
+    assert clean.through().kind == "finished"
+    runner = Poisoned(dataset, tmp_path / "poisoned", rows_of_steps(85, 115))
+    assert runner.through().kind == "finished"
+
+    (rewind,) = (ending.rewind for ending in runner.endings)
+    assert rewind.above_step == 85
+    assert rewind.skip == (85 * BATCH, 125 * BATCH)
+    assert runner.endings[0].step == 88
+    seen = runner.rows_seen()
+    assert seen[84] == list(rows_of_steps(84, 85))
+    assert seen[85] == list(rows_of_steps(125, 126))
+    assert runner.heldout_loss() == pytest.approx(clean.heldout_loss(), rel=0.01)
+    events = [json.loads(line) for line in (runner.folder / "events.jsonl").open()]
+    assert [event["step"] for event in events] == [85, 86, 87]
+    assert events[0]["rows"] == list(rows_of_steps(85, 86))
+
+
+def test_one_bad_step_costs_that_step_and_no_rewind(dataset, tmp_path):
+    runner = Poisoned(dataset, tmp_path, rows_of_steps(100, 101))
+    assert runner.through().kind == "finished"
+    assert attempt.read_attempts(tmp_path)[-1].number == 0
+    state = Catalogue(tmp_path).newest().state["train"]
+    assert (state["step"], state["discarded_steps"]) == (STEPS, 1)
+
+
+def test_trouble_without_end_gives_up_after_the_rewinds_it_may_take(dataset, tmp_path):
+    runner = Poisoned(dataset, tmp_path, rows_of_steps(85, 400), max_rewinds=2, skip_steps=20)
+    with pytest.raises(LaunchError, match=r"after 2 rewinds \(guard.max_rewinds 2\)"):
+        runner.through()
+    assert len(runner.endings) == 3
+
+
+@pytest.mark.parametrize("killed", ["before the record", "after the record", "while renaming"])
+def test_a_driver_killed_around_a_rewind_never_resumes_what_was_abandoned(
+    dataset, tmp_path, monkeypatch, killed
+):
+    """Later checkpoints exist here, as after a spike that took longer to show."""
+    runner = Poisoned(dataset, tmp_path, rows_of_steps(85, 115))
+    ending = runner.run()
+    assert ending.rewind.above_step == 85
+    decided = vars(ending.rewind) | {"above_step": 75}
+    attempt.write_ending(tmp_path, 0, attempt.Ending(88, "rewind", attempt.Rewind(**decided)))
+
+    def die(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if killed == "before the record":
+            patch.setattr(Catalogue, "retire", die)
+        elif killed == "after the record":
+            patch.setattr(Catalogue, "_sweep_retired", lambda self: None)
+            patch.setattr(attempt, "_create", die)
+        else:
+            patch.setattr("glm_dist.engine.catalogue.rename_folder", die)
+        with pytest.raises(KeyboardInterrupt):
+            runner.run()
+    resumed = attempt.decide_attempt(tmp_path, runner.settings, runner.prints, 1)
+    assert resumed.train_state.step == 70
+    assert resumed.train_state.skipped == [(85 * BATCH, 125 * BATCH)]
+    assert len([line for line in Catalogue(tmp_path).lineage() if "skip" in line]) == 1
+    assert not (tmp_path / "checkpoint-00000080").exists()
