@@ -216,6 +216,8 @@ class Catalogue:
             if _attempt_of(folder) in self._verified:
                 return read_manifest(folder)
             checkpoint = verify(folder)
+            if checkpoint.step != _step_of(folder):
+                raise DamagedError("step", f"{folder} holds step {checkpoint.step}")
         except DamagedError as damage:
             self._set_aside(folder, damage)
             return None

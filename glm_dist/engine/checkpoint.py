@@ -146,6 +146,10 @@ def verify(folder: Path) -> Checkpoint:
         DamagedError: at the first difference.
     """
     checkpoint = read_manifest(folder)
+    unknown = {path.name for path in folder.iterdir()} - {MANIFEST_NAME}
+    unknown -= checkpoint.manifest["files"].keys()
+    if unknown:
+        raise DamagedError("extra-file", f"{folder / min(unknown)} is not in the manifest")
     for name, record in checkpoint.manifest["files"].items():
         path = folder / name
         try:

@@ -205,5 +205,6 @@ def checkpoint(run: Run) -> None:
     run.clock.enter("checkpoint")
     run.state.seconds = run.clock.totals()
     run.save(run.state)
+    run.note("checkpoint", step=run.state.step, seconds=run.state.seconds)
     run.clock.enter("other")
     run.boundary.report({"step": run.state.step})

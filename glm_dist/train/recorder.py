@@ -24,8 +24,15 @@ class Recorder:
     """Sums per objective mode on the device, counts on the host."""
 
     def __init__(
-        self, device: torch.device, sinks: Sinks | None, clock: Clock, flops: StepFlops
+        self,
+        device: torch.device,
+        sinks: Sinks | None,
+        clock: Clock,
+        flops: StepFlops,
+        earlier_wall: float = 0.0,
     ) -> None:
+        """Args: `earlier_wall` is the run's wall time in seconds when `clock` was made."""
+        self._unclocked_wall = earlier_wall - sum(clock.totals().values())
         self._sinks = sinks
         self._clock = clock
         self._flops = flops
@@ -73,7 +80,7 @@ class Recorder:
             "discarded_steps": state.discarded_steps,
             "peak_memory_bytes": peak_bytes(self._mode_losses.device),
             **self._flops.utilisation(self._useful_flops, seconds),
-            **{f"seconds/{part}": spent for part, spent in self._clock.totals().items()},
+            **self._where_time_went(),
         }
         self._write(state.step, metrics)
         self._reset()
@@ -81,6 +88,12 @@ class Recorder:
     def log_evaluation(self, step: int, metrics: dict[str, float]) -> None:
         """Write held-out figures, which are reduced already."""
         self._write(step, metrics)
+
+    def _where_time_went(self) -> dict[str, float]:
+        parts = self._clock.totals()
+        wall = self._unclocked_wall + sum(parts.values())
+        goodput = parts.get("compute", 0.0) / max(wall, 1e-9)
+        return {"goodput": goodput, **{f"seconds/{part}": spent for part, spent in parts.items()}}
 
     def _mean_loss(self, losses: np.ndarray) -> dict[str, float]:
         """Over all modes; nothing where all steps were left out."""

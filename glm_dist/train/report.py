@@ -5,10 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from glm_dist.data.shards import TokenDataset
+from glm_dist.engine.storage import read_json_lines
 from glm_dist.metrics.publish import publish
 from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
 from glm_dist.train.attempt import read_attempts
+from glm_dist.train.goodput import STEPS, account
 from glm_dist.train.settings import PretrainSettings
+from glm_dist.train.supervise import Journal
+from glm_dist.train.worker import EVENTS_FILE
 
 CURVE = "loss.png"
 TIME = "time.png"
@@ -25,7 +29,7 @@ def write_report(
     lines = read_metrics(run_folder / METRICS_FILE)
     summary = {**summarise(run_folder, lines, settings, dataset), "origin": origin}
     draw_curve(run_folder / CURVE, lines)
-    draw_time(run_folder / TIME, summary["seconds"])
+    draw_time(run_folder / TIME, summary["seconds"], summary["goodput"])
     (run_folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False))
     (run_folder / "report.md").write_text(_page(settings, summary), encoding="utf-8")
     return summary
@@ -46,6 +50,7 @@ def summarise(
 ) -> dict[str, Any]:
     """The run in figures."""
     training = [line for line in lines if "loss" in line]
+    spent = account(Journal(run_folder).read(), list(read_json_lines(run_folder / EVENTS_FILE)))
     final = run_folder / "final.json"
     figures = json.loads(final.read_text()) if final.exists() else {}
     return {
@@ -56,14 +61,10 @@ def summarise(
         "dataset": dataset.fingerprint,
         "train_loss": training[-1]["loss"] if training else None,
         "attempts": len(read_attempts(run_folder)),
-        "seconds": _seconds(training[-1]) if training else {},
+        "goodput": spent.goodput,
+        "seconds": spent.seconds,
         **figures,
     }
-
-
-def _seconds(line: dict[str, Any]) -> dict[str, float]:
-    prefix = "seconds/"
-    return {name.removeprefix(prefix): line[name] for name in line if name.startswith(prefix)}
 
 
 def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -86,11 +87,12 @@ def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
-def draw_time(path: Path, seconds: dict[str, float]) -> None:
-    """Wall time of rank 0 by part, over all attempts."""
-    axes, figure = _axes("Where the time went", "seconds", "")
+def draw_time(path: Path, seconds: dict[str, float], goodput: float) -> None:
+    """Wall time by part over all attempts; what lasted stands out."""
+    axes, figure = _axes(f"Where the time went: goodput {goodput:.0%}", "seconds", "")
     parts = sorted(seconds, key=lambda part: seconds[part])
-    bars = axes.barh(parts, [seconds[part] for part in parts], color="#4c72b0")
+    colors = ["#4c72b0" if part == STEPS else "#b0b0b0" for part in parts]
+    bars = axes.barh(parts, [seconds[part] for part in parts], color=colors)
     axes.bar_label(bars, fmt="%.0f s", padding=3)
     axes.margins(x=0.15)
     figure.savefig(path, dpi=130, bbox_inches="tight")
@@ -116,6 +118,7 @@ def _page(settings: PretrainSettings, summary: dict[str, Any]) -> str:
         ("steps", f"{summary['steps']:,} of {settings.num_steps:,}"),
         ("tokens trained on, padding apart", f"{summary['tokens']:,}"),
         ("launches of the workers", str(summary["attempts"])),
+        ("goodput: share of the wall time in steps that lasted", f"{summary['goodput']:.1%}"),
     ]
     rows += [
         (name.removeprefix("heldout/").replace("_", " "), f"{value:.4g}")

@@ -81,7 +81,8 @@ def supervise(
         attempt = decide_attempt(run_folder, settings, fingerprints, world_size)
         if attempt.train_state.step > reached:
             failures, reached = [], attempt.train_state.step
-        start = {"step": attempt.train_state.step, "world_size": world_size}
+        state = attempt.train_state
+        start = {"step": state.step, "world_size": world_size, "seconds": state.seconds}
         journal.add("attempt", number=attempt.number, **start)
         failure = workers.run(attempt)
         stop = read_stop(run_folder)

@@ -16,7 +16,7 @@ from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Catalogue, Engine, build_engine, load_checkpoint, save_weights
-from glm_dist.engine.storage import append_json_line
+from glm_dist.engine.storage import append_json_line, read_json_lines
 from glm_dist.errors import CheckpointError
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
@@ -25,12 +25,14 @@ from glm_dist.model import build_model
 from glm_dist.train.attempt import Attempt, is_superseded, write_ending
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
+from glm_dist.train.goodput import account
 from glm_dist.train.heartbeat import Heartbeat
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.settings import CheckpointSettings, PretrainSettings
 from glm_dist.train.state import Ending, TrainState
 from glm_dist.train.stream import RowStream
+from glm_dist.train.supervise import Journal
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> Ending:
 
 def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Ending:
     settings, run_folder = job.settings, Path(job.run_folder)
+    earlier_wall = wall_seconds(run_folder)
     engine = build_engine(lambda: build_model(settings.model), settings.engine)
     checkpoint = attempt.open_checkpoint()
     if checkpoint is not None:
@@ -93,8 +96,10 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
         stream=RowStream(boundary, schedule, settings.batch.micro_batch_size),
         heldout=heldout,
         save=save,
-        note=_notes(run_folder) if boundary.rank == 0 else _no_note,
-        recorder=Recorder(engine.device, sinks, clock, StepFlops(settings.model, engine)),
+        note=_notes(run_folder, attempt.number) if boundary.rank == 0 else _no_note,
+        recorder=Recorder(
+            engine.device, sinks, clock, StepFlops(settings.model, engine), earlier_wall
+        ),
         clock=clock,
         state=state,
     )
@@ -109,9 +114,16 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     return ending
 
 
-def _notes(run_folder: Path) -> Callable[..., None]:
+def wall_seconds(run_folder: Path) -> float:
+    """Of all attempts up to now."""
+    events = list(read_json_lines(run_folder / EVENTS_FILE))
+    return account(Journal(run_folder).read(), events, time.time()).wall
+
+
+def _notes(run_folder: Path, attempt: int) -> Callable[..., None]:
     def note(event: str, **values: Any) -> None:
-        append_json_line(run_folder / EVENTS_FILE, {"event": event, "time": time.time(), **values})
+        line = {"event": event, "time": time.time(), "attempt": attempt, **values}
+        append_json_line(run_folder / EVENTS_FILE, line)
 
     return note
 

@@ -89,6 +89,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
 
         whole = Victim(home, "whole", ELASTIC_STEPS, **{**how, "workers": 1})
         assert whole.job.wait(DEADLINE_SECONDS) == 0
-        difference = np.abs([losses[step] - loss for step, loss in whole.losses().items()])
+        pairs = [(losses[step], loss) for step, loss in whole.losses().items()]
+        difference = np.abs([a - b for a, b in pairs if a is not None and b is not None])
         assert difference[:40].max() < 1e-5
         assert difference.max() < 0.05  # rounding, which thousands of steps carry on

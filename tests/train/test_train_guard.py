@@ -142,8 +142,9 @@ def test_thirty_poisoned_batches_are_found_in_three_steps_and_left_out(dataset, 
     assert seen[85] == list(rows_of_steps(125, 126))
     assert runner.heldout_loss() == pytest.approx(clean.heldout_loss(), rel=0.01)
     events = [json.loads(line) for line in (runner.folder / "events.jsonl").open()]
-    assert [event["step"] for event in events] == [85, 86, 87]
-    assert events[0]["rows"] == list(rows_of_steps(85, 86))
+    discarded = [event for event in events if event["event"] == "discarded"]
+    assert [event["step"] for event in discarded] == [85, 86, 87]
+    assert discarded[0]["rows"] == list(rows_of_steps(85, 86))
 
 
 def test_one_bad_step_costs_that_step_and_no_rewind(dataset, tmp_path):
