@@ -9,6 +9,8 @@ from typing import Any, Literal, Protocol
 
 from glm_dist.config import Settings
 
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
 
 
@@ -67,18 +69,41 @@ class Sinks:
 
 
 class JsonLinesSink:
-    """One line a call in `metrics.jsonl`; a resumed run cuts off the steps it does again."""
+    """One line a call in `metrics.jsonl`; a resumed run cuts off the steps it does again.
+
+    On a full disk lines wait until there is room again.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / METRICS_FILE
+        self._waiting = b""
 
     def config(self, values: Mapping[str, Any]) -> None:
         """The config lies beside it in a file of its own."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append and flush one line."""
-        with open(self._path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **metrics}) + "\n")
+        """Append one line, and those that had to wait."""
+        had_room = not self._waiting
+        self._waiting += json.dumps({"step": step, **metrics}).encode() + b"\n"
+        if self._append(self._waiting):
+            self._waiting = b""
+        elif had_room:
+            logger.warning("%s: no room for a line; lines wait until there is", self._path)
+
+    def _append(self, data: bytes) -> bool:
+        """Whether all of it could be written; a part of it is taken back."""
+        try:
+            with open(self._path, "ab", buffering=0) as file:
+                start = file.tell()
+                try:
+                    is_whole = file.write(data) == len(data)
+                except OSError:
+                    is_whole = False
+                if not is_whole:
+                    file.truncate(start)
+                return is_whole
+        except OSError:
+            return False
 
     def resume(self, step: int) -> None:
         """Keep the lines up to `step`; a half line at the end goes too."""

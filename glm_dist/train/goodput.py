@@ -40,7 +40,9 @@ class Account:
         return self.seconds[STEPS] / self.wall if self.wall else 0.0
 
 
-def account(journal: Sequence[Record], events: Sequence[Record], now: float | None = None) -> Account:
+def account(
+    journal: Sequence[Record], events: Sequence[Record], now: float | None = None
+) -> Account:
     """Sort a run's wall time, up to `now` where its last attempt still runs.
 
     An attempt lasts as far as the checkpoint that the next ones went on from; what it did after
@@ -79,7 +81,9 @@ class _Attempt:
         return kept[-1] if kept else None
 
 
-def _attempts(journal: Sequence[Record], events: Sequence[Record], now: float | None) -> list[_Attempt]:
+def _attempts(
+    journal: Sequence[Record], events: Sequence[Record], now: float | None
+) -> list[_Attempt]:
     starts = [line for line in journal if line["event"] == "attempt"]
     found = []
     for index, start in enumerate(starts):

@@ -123,7 +123,10 @@ def wall_seconds(run_folder: Path) -> float:
 def _notes(run_folder: Path, attempt: int) -> Callable[..., None]:
     def note(event: str, **values: Any) -> None:
         line = {"event": event, "time": time.time(), "attempt": attempt, **values}
-        append_json_line(run_folder / EVENTS_FILE, line)
+        try:
+            append_json_line(run_folder / EVENTS_FILE, line)
+        except OSError as error:  # it is a record of the run, not worth its life
+            logger.warning("an event could not be written down (%s): %s", error, line)
 
     return note
 
