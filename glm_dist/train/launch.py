@@ -383,6 +383,16 @@ def as_failure(error: BaseException) -> Failure:
             return Failure(str(inner), signature=str(inner))
         if isinstance(inner, GlmDistError):
             return Failure(str(inner), error=inner)
+        if isinstance(inner, ray.exceptions.OutOfMemoryError):
+            return Failure(
+                "Ray ended a rank because its machine was about to run out of memory; lower "
+                "batch.micro_batch_size, or give each machine fewer workers"
+            )
+        if isinstance(inner, ray.exceptions.ActorDiedError):
+            return Failure(
+                "a rank's process is gone: killed from outside, by the system for lack of memory, "
+                "or crashed"
+            )
     last = str(found[-1]).strip().splitlines()
     return Failure(last[-1] if last else type(found[-1]).__name__)
 

@@ -1,9 +1,9 @@
 """Stops that save, one driver a run, and runs that follow the nodes of their cluster."""
 
-import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from local import LOOPBACK, LocalCluster, trees  # noqa: E402
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 RESUME_ME = 75
+HANG_SECONDS = 8
 NUM_STEPS, ELASTIC_STEPS = 1500, 900
 
 
@@ -64,9 +65,26 @@ def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undis
     assert last.losses() == undisturbed
 
 
+def test_a_rank_that_is_stopped_is_named_and_the_group_goes_on(home, undisturbed):
+    victim = Victim(home, "hung", NUM_STEPS, workers_more={"hang_seconds": HANG_SECONDS})
+    victim.wait_for(lambda: victim.step >= 30)
+    stopped = victim.processes("rank")[0]
+    stopped.suspend()
+    start = time.monotonic()
+    victim.wait_for(lambda: len(victim.attempts()) > 1)
+    assert time.monotonic() - start < 30
+    (failure,) = (event for event in victim.journal() if event["event"] == "failed")
+    assert f"process {stopped.pid}), which shows no sign of life" in failure["failure"]
+    report = (victim.folder / "hang-00000.txt").read_text()
+    assert "no answer: stopped" in report
+    assert "Thread 0x" in report  # the other rank's stacks
+    assert victim.job.wait(DEADLINE_SECONDS) == 0
+    assert victim.losses() == undisturbed
+
+
 def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
     """2 + 2 CPUs hold three ranks and a row task; one rank is left when the second node goes."""
-    elastic = "{min: 1, max: 3}"
+    elastic = {"min": 1, "max": 3}
     with LocalCluster(num_workers=1, cpus_per_node=2) as cluster:
         environment = {**cluster.environment, "RAY_ADDRESS": f"{LOOPBACK}:{cluster._gcs_port}"}
         how = {"batch": 12, "workers": elastic, "environment": environment}
@@ -80,9 +98,7 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
         attempts = victim.attempts()
         sizes = [attempt["world_size"] for attempt in attempts]
         assert (sizes[0], sizes[-1], min(sizes)) == (3, 3, 1)
-        journal = (victim.folder / "journal.jsonl").read_text()
-        events = [json.loads(line) for line in journal.splitlines()]
-        grown = next(event for event in events if event.get("reason") == "resize")
+        grown = next(event for event in victim.journal() if event.get("reason") == "resize")
         assert attempts[-1]["state"]["step"] == grown["step"]  # nothing is done twice to grow
         losses = victim.losses()
         assert sorted(losses) == list(range(1, ELASTIC_STEPS + 1))

@@ -62,7 +62,8 @@ class Kill:
 class Victim:
     """A run of two ranks that is shot at."""
 
-    def __init__(self, home, name, num_steps, batch=4, workers=2, **how):
+    def __init__(self, home, name, num_steps, batch=4, workers=2, workers_more=None, **how):
+        workers = {"num_workers": workers, **(workers_more or {})}
         self.folder = home / "runs" / name
         self.seen: set[psutil.Process] = set()
         self.job = run_job(
@@ -72,7 +73,7 @@ class Victim:
             "dataset=data/words",
             f"duration={{num_steps: {num_steps}}}",
             f"batch={{global_batch_size: {batch}, micro_batch_size: 2}}",
-            f"workers.num_workers={workers}",
+            f"workers={json.dumps(workers)}",
             "rows.sequence_length=64",
             "model={preset: null, num_layers: 1, hidden_size: 32, num_heads: 2}",
             "engine={zero_stage: 2, dtype: float32}",
@@ -96,6 +97,10 @@ class Victim:
     def attempts(self):
         paths = sorted((self.folder / "attempts").glob("attempt-*.json"))
         return [json.loads(path.read_text()) for path in paths]
+
+    def journal(self):
+        lines = (self.folder / "journal.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
 
     def saved_step(self):
         """Of the newest checkpoint."""

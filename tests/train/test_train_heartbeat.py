@@ -1,13 +1,17 @@
 """A group in which nobody gets anywhere: found without a collective, the right rank named."""
 
+import contextlib
 import json
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from dataclasses import replace
 
 import pytest
+from distributed import RankFailedError, run_ranks
+from train_scenarios import make_dataset, make_settings, train_with_a_nap
 
 from glm_dist.metrics.clock import Clock
 from glm_dist.train.heartbeat import (
@@ -18,8 +22,9 @@ from glm_dist.train.heartbeat import (
     sign_path,
     write_stacks,
 )
+from glm_dist.train.worker import SIGNS_FOLDER
 
-LIMIT = 2.0
+LIMIT, LONGER_LIMIT = 2.0, 6.0  # the longer where ranks take seconds to start
 
 
 class Script:
@@ -159,3 +164,50 @@ def test_a_nap_in_the_loader_is_found_and_stands_in_the_stacks(tmp_path, start):
     )
     assert "_be_in_a_part" in report.read_text()
     assert napping.is_alive()
+
+
+@pytest.mark.parametrize("how", ["SIGSTOP", "a nap in the loader"])
+def test_of_two_training_ranks_the_one_that_does_not_arrive_is_named(tmp_path, how):
+    dataset = make_dataset(tmp_path / "dataset")
+    settings = make_settings(
+        dataset,
+        duration={"num_steps": 5000},
+        workers={"num_workers": 2, "hang_seconds": LONGER_LIMIT},
+        batch={"global_batch_size": 4, "micro_batch_size": 2},
+        evaluation={"every_steps": 0, "num_rows": 0},
+    )
+    naps_at = None if how == "SIGSTOP" else 20
+    folder = tmp_path / "run"
+    arguments = (str(dataset.folder), str(folder), settings, naps_at)
+    training = threading.Thread(target=_train_until_killed, args=arguments)
+    training.start()
+    signs = folder / SIGNS_FOLDER
+    try:
+        detector, end, hang = HangDetector(signs, 0, LONGER_LIMIT), time.monotonic() + 60, None
+        stopped_at = None
+        while hang is None:
+            assert time.monotonic() < end
+            hang = detector.look(time.monotonic())
+            ranks = read_signs(signs, 0)
+            if how == "SIGSTOP" and stopped_at is None and _progress(ranks) > 40:
+                os.kill(ranks[1].pid, signal.SIGSTOP)
+                stopped_at = time.monotonic()
+            time.sleep(0.05)
+        assert [sign.rank for sign in hang.culprits] == [1]
+        assert hang.silent == ([1] if how == "SIGSTOP" else [])
+        assert stopped_at is None or time.monotonic() - stopped_at < 4 * LONGER_LIMIT
+        report = write_stacks(signs, hang, lambda s, n: os.kill(s.pid, n), lambda: time.sleep(1))
+        assert "no answer" in report.read_text() or "sleeping_batches" in report.read_text()
+    finally:
+        for sign in read_signs(signs, 0):
+            os.kill(sign.pid, signal.SIGKILL)
+        training.join()
+
+
+def _progress(signs):
+    return min((sign.progress for sign in signs), default=0) if len(signs) == 2 else 0
+
+
+def _train_until_killed(*arguments):
+    with contextlib.suppress(RankFailedError):
+        run_ranks(2, train_with_a_nap, *arguments, timeout_seconds=120)

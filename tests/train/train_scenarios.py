@@ -1,6 +1,7 @@
 """What the training tests run in one process or on several ranks; importable by spawned ranks."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -203,3 +204,20 @@ def run_segment(
     return (
         Runner(TokenDataset.open(dataset_folder), settings, Path(folder)).run(stop_at=stop_at).step
     )
+
+
+def train_with_a_nap(
+    dataset_folder: str, folder: str, settings: PretrainSettings, naps_at: int | None
+) -> None:
+    """Train; at micro-batch `naps_at` rank 1's loader sleeps for good."""
+    runner = Runner(TokenDataset.open(dataset_folder), settings, Path(folder))
+    batches = runner.batches
+
+    def sleeping_batches(state: TrainState) -> Iterator[Rows]:
+        for number, rows in enumerate(batches(state)):
+            if number == naps_at and runner.rank == 1:
+                time.sleep(1000)
+            yield rows
+
+    runner.batches = sleeping_batches  # type: ignore[method-assign]
+    runner.run()
