@@ -11,50 +11,54 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 RESUME_ME = 75
 """Exit code of a run that was asked to stop and has saved (EX_TEMPFAIL of sysexits.h)."""
 DRIVER_MARK = "GLM_DIST_DRIVER"
-QUICK_SECONDS, MAX_QUICK_DEATHS = 120.0, 3
+MAX_DEATHS = 5
+"""Deaths of the driver, without any progress in between, before its parent gives up."""
 _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 
 Main = Callable[[Any, argparse.Namespace], int]
 
 
-def as_driver(main: Main) -> Main:
-    """`main` in a process of its own, watched by this one; `--plan` needs no such care."""
+def as_driver(main: Main, progress: Callable[[Any], object]) -> Main:
+    """`main` in a process of its own, watched by this one; `--plan` needs no such care.
+
+    `progress` gives, of the settings, something that is another where the job has got further.
+    """
 
     def run(settings: Any, arguments: argparse.Namespace) -> int:
         if arguments.plan:
             return main(settings, arguments)
         if os.environ.get(DRIVER_MARK) != str(os.getppid()):
-            return watch_driver()
+            return watch_driver(lambda: progress(settings))
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
         return main(settings, arguments)
 
     return run
 
 
-def watch_driver() -> int:
+def watch_driver(progress: Callable[[], object]) -> int:
     """Run this program again as a child, and again while signals kill it; its exit code."""
-    quick_deaths = 0
+    deaths, reached = 0, progress()
     environment = {**os.environ, DRIVER_MARK: str(os.getpid())}
     while True:
-        started = time.monotonic()
         driver = subprocess.Popen([sys.executable, *sys.argv], env=environment)
         stop = Forwarder(driver)
         code = driver.wait()
         if code >= 0 or stop.was_asked:
             return code if code >= 0 else 128 - code
-        quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_SECONDS else 1
+        deaths, reached, before = deaths + 1, progress(), reached
+        if reached != before:
+            deaths = 1
         name = signal.Signals(-code).name
-        if quick_deaths > MAX_QUICK_DEATHS:
+        if deaths > MAX_DEATHS:
             print(
-                f"error: {name} ended the driver {quick_deaths} times within {QUICK_SECONDS:.0f} "
-                "seconds of its start; where that is memory, give it more",
+                f"error: {name} ended the driver, the last of {deaths} deaths in a row without a "
+                "new checkpoint; where that is memory, give it more",
                 file=sys.stderr,
             )
             return 128 - code

@@ -31,7 +31,7 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.metrics.provenance import provenance
     from glm_dist.train.attempt import claim_run_folder
     from glm_dist.train.follow import Follower
-    from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve, run_folder_of
+    from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve
     from glm_dist.train.report import publish_report, write_report
     from glm_dist.train.supervise import ask_to_stop, holding
 
@@ -43,7 +43,7 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
         print(describe_plan(settings, dataset), flush=True)
         print(f"{'hours':<12} {describe_hours(settings, dataset)}")
         return 0
-    run_folder, workers, origin = run_folder_of(settings), settings.workers, provenance()
+    run_folder, workers, origin = settings.run_path, settings.workers, provenance()
     claim_run_folder(run_folder, settings)
     with holding(run_folder):
         print(dump_config(settings))
@@ -62,6 +62,11 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     if arguments.docs:
         print(f"published    {publish_report(run_folder, settings, Path(arguments.docs))}")
     return 0
+
+
+def newest_checkpoint(settings: PretrainSettings) -> str:
+    """Its name; a driver that dies again and again without a new one is in a crash loop."""
+    return max((path.name for path in settings.run_path.glob("checkpoint-????????")), default="")
 
 
 class Terminal:
@@ -136,5 +141,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 if __name__ == "__main__":
     sys.exit(
-        run_job(as_driver(main), PretrainSettings, description=__doc__ or "", add_flags=add_flags)
+        run_job(
+            as_driver(main, newest_checkpoint),
+            PretrainSettings,
+            description=__doc__ or "",
+            add_flags=add_flags,
+        )
     )

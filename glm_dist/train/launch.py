@@ -68,11 +68,6 @@ class Launched:
     ending: Ending
 
 
-def run_folder_of(settings: PretrainSettings) -> Path:
-    """The run's folder, absolute."""
-    return output_path(settings.run_folder or f"runs/{settings.name}")
-
-
 def resolve(settings: PretrainSettings, dataset: TokenDataset) -> PretrainSettings:
     """The settings with what the dataset decides, checked against it.
 
@@ -97,7 +92,7 @@ def launch(settings: PretrainSettings) -> Launched:
     """
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
-    run_folder = run_folder_of(settings)
+    run_folder = settings.run_path
     claim_run_folder(run_folder, settings)
     choose_world_size(settings, room_for_workers(settings.workers, staying_nodes()))
     check_visibility(run_folder, dataset.folder)

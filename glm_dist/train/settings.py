@@ -1,11 +1,12 @@
 """The settings of a pretraining run: the root of its YAML file."""
 
 import math
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from glm_dist.config import Settings
+from glm_dist.config import Settings, output_path
 from glm_dist.data.rows import RowSettings
 from glm_dist.engine.settings import EngineSettings
 from glm_dist.metrics.sinks import SinkSettings
@@ -152,6 +153,11 @@ class PretrainSettings(Settings):
     sinks: SinkSettings = SinkSettings()
     log_every_steps: int = 10
     """Steps between lines on the terminal and in the sinks."""
+
+    @property
+    def run_path(self) -> Path:
+        """The run's folder, absolute."""
+        return output_path(self.run_folder or f"runs/{self.name}")
 
     @property
     def num_steps(self) -> int:

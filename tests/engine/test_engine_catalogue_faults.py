@@ -12,11 +12,11 @@ import sys
 import time
 
 import engine_scenarios as scenarios
+from killing import FILE_EVENTS, dying_before_operation, in_a_child, was_killed
 
 from glm_dist.engine import Catalogue
 
 CORRUPTIONS, KILLS, SAVES = 2000, 200, 200
-FILE_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.scandir", "os.listdir"}
 
 
 def flip_a_bit(folder, rng):
@@ -112,39 +112,6 @@ def test_every_corruption_is_found_before_use_and_the_older_checkpoint_is_used(l
         used.add(harm)
         shutil.rmtree(run_folder)
     assert used == set(HARMS)
-
-
-def in_a_child(action):
-    """Run `action` in a forked process; its process id."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        action()
-    finally:
-        os._exit(0)
-
-
-def was_killed(pid):
-    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
-
-
-def dying_before_operation(number, folder, action):
-    """`action`, killed right before its `number`-th file operation below `folder`."""
-    left = number
-
-    def count(event, arguments):
-        nonlocal left
-        if event in FILE_EVENTS and str(arguments[0]).startswith(str(folder)):
-            left -= 1
-            if left < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    def act():
-        sys.addaudithook(count)
-        action()
-
-    return act
 
 
 class Saves:

@@ -2,16 +2,24 @@
 
 import json
 import math
+import multiprocessing
+import random
+import shutil
+import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
+from killing import dying_before_operation
 from train_scenarios import Runner, make_dataset, make_settings
 
+from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Catalogue
 from glm_dist.errors import LaunchError
 from glm_dist.train import attempt
 from glm_dist.train.guard import Guard, GuardMemory, Verdict
 from glm_dist.train.settings import GuardSettings
+from glm_dist.train.state import Ending
 
 STEPS, BATCH = 160, 8
 
@@ -171,7 +179,7 @@ def test_a_driver_killed_around_a_rewind_never_resumes_what_was_abandoned(
     ending = runner.run()
     assert ending.rewind.above_step == 85
     decided = vars(ending.rewind) | {"above_step": 75}
-    attempt.write_ending(tmp_path, 0, attempt.Ending(88, "rewind", attempt.Rewind(**decided)))
+    attempt.write_ending(tmp_path, 0, Ending(88, "rewind", attempt.Rewind(**decided)))
 
     def die(*arguments):
         raise KeyboardInterrupt
@@ -191,3 +199,40 @@ def test_a_driver_killed_around_a_rewind_never_resumes_what_was_abandoned(
     assert resumed.train_state.skipped == [(85 * BATCH, 125 * BATCH)]
     assert len([line for line in Catalogue(tmp_path).lineage() if "skip" in line]) == 1
     assert not (tmp_path / "checkpoint-00000080").exists()
+
+
+TRIALS = 20
+
+
+@pytest.mark.slow
+def test_twenty_kills_around_a_rewind_never_bring_back_the_abandoned_branch(dataset, tmp_path):
+    """Each in a process of its own, before a random file operation from the decision on."""
+    prepared = Poisoned(dataset, tmp_path / "prepared", rows_of_steps(85, 115))
+    prepared.run()
+    rewind = attempt.Rewind(75, (75 * BATCH, 125 * BATCH))
+    attempt.write_ending(prepared.folder, 0, Ending(88, "rewind", rewind))
+    newest = Catalogue(prepared.folder).newest()
+    assert newest.step == 80
+    rng, killed = random.Random(0), 0
+    for trial in range(TRIALS):
+        folder = tmp_path / f"trial-{trial}"
+        shutil.copytree(prepared.folder, folder)
+        number = rng.randrange(120)
+        process = multiprocessing.get_context("spawn").Process(
+            target=_go_on, args=(str(dataset.folder), str(folder), number)
+        )
+        process.start()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        resumed = attempt.decide_attempt(folder, prepared.settings, prepared.prints, 1)
+        assert resumed.open_checkpoint().attempt != newest.attempt, f"trial {trial}"
+        assert resumed.train_state.skipped == [rewind.skip]
+        assert len([line for line in Catalogue(folder).lineage() if "skip" in line]) == 1
+    print(f"{killed} kills around a rewind; 0 resumed the abandoned branch")
+    assert killed > TRIALS / 2
+
+
+def _go_on(dataset_folder, folder, number):
+    runner = Poisoned(TokenDataset.open(dataset_folder), Path(folder), rows_of_steps(85, 115))
+    act = dying_before_operation(number, Path(folder), runner.run)
+    act()
