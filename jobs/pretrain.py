@@ -29,11 +29,13 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     """Train, then say where everything lies; RESUME_ME when the run was asked to stop early."""
     from glm_dist.data.shards import TokenDataset
     from glm_dist.metrics.provenance import provenance
+    from glm_dist.metrics.sinks import METRICS_FILE
     from glm_dist.train.attempt import claim_run_folder
     from glm_dist.train.follow import Follower
     from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve
     from glm_dist.train.report import publish_report, write_report
     from glm_dist.train.supervise import ask_to_stop, holding
+    from glm_dist.train.worker import EVENTS_FILE
 
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
@@ -51,7 +53,10 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
         connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
         on_termination(lambda: ask_to_stop(run_folder, "signal"))
         terminal = Terminal(settings.num_steps)
-        with Follower(run_folder / "metrics.jsonl", terminal.show):
+        with (
+            Follower(run_folder / METRICS_FILE, terminal.show),
+            Follower(run_folder / EVENTS_FILE, terminal.show_event),
+        ):
             launched = launch(settings)
     if launched.ending.kind != "finished":
         print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
@@ -93,6 +98,18 @@ class Terminal:
             print("no MFU: the peak of this device is not known")
         self._lines += 1
         print(self._row(line), flush=True)
+
+    def show_event(self, text: str) -> None:
+        """Say what people want to know of an event."""
+        event = json.loads(text)
+        if event["event"] == "discarded":
+            print(f"{event['step']:>12} left out: {event['reason']}", flush=True)
+        elif event["event"] == "slow rank":
+            print(
+                f"{event['step']:>12} rank {event['rank']} on {event['host']} keeps the others "
+                f"waiting: its passes take {event['factor']} times as long",
+                flush=True,
+            )
 
     def _row(self, line: dict[str, float]) -> str:
         def figure(name: str, form: str) -> str:

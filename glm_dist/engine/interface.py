@@ -84,6 +84,12 @@ class Engine(Protocol):
     def full_weights(self) -> dict[str, Tensor] | None:
         """fp32 weights on the host by name, on rank 0; None elsewhere. All ranks call it."""
 
+    def forward_seconds(self) -> float:
+        """Seconds this rank's forward passes took since this was last asked.
+
+        ZeRO-3 gathers weights in them, so that its ranks differ less than their machines do.
+        """
+
     def optimizer_bytes(self) -> int:
         """Bytes of master weights and moments on this rank."""
 

@@ -26,6 +26,7 @@ from glm_dist.engine.optimizer import (
     set_learning_rate,
 )
 from glm_dist.engine.settings import EngineSettings
+from glm_dist.engine.timer import ForwardTimer
 from glm_dist.model.batch import Batch, LossOutput
 
 
@@ -43,6 +44,7 @@ class TwinEngine:
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
         self.device, self.dtype = device, dtype
         self._settings = settings
+        self._timer = ForwardTimer(device)
         model.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         self._masters = self._copy_masters(model)
@@ -56,7 +58,8 @@ class TwinEngine:
 
     def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
         """See `Engine`."""
-        output: LossOutput = self._model(*batch)
+        with self._timer:
+            output: LossOutput = self._model(*batch)
         (output.loss_sum * scale).backward()
         if self._computes_narrow:
             self._accumulate()
@@ -109,6 +112,10 @@ class TwinEngine:
         """See `Engine`."""
         share = even_share(self._fragments(), self.rank, self.world_size)
         return gather_weights(share, self.parameter_shapes, self.rank, self.device)
+
+    def forward_seconds(self) -> float:
+        """See `Engine`."""
+        return self._timer.take()
 
     def optimizer_bytes(self) -> int:
         """See `Engine`."""

@@ -28,6 +28,7 @@ from glm_dist.engine.seam import (
     state_bytes,
 )
 from glm_dist.engine.settings import EngineSettings
+from glm_dist.engine.timer import ForwardTimer
 from glm_dist.model.batch import Batch, LossOutput
 
 
@@ -44,6 +45,7 @@ class ZeroEngine:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device, self.dtype = device, dtype
         self._settings = settings
+        self._timer = ForwardTimer(device)
         self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
         initial = _copy_weights(model) if dtype != torch.float32 else None
         self._adam = build_optimizer([(p, is_decayed(p)) for p in model.parameters()], settings)
@@ -57,7 +59,8 @@ class ZeroEngine:
     def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
         """See `Engine`."""
         self._engine.set_gradient_accumulation_boundary(is_last)
-        output: LossOutput = self._engine(*batch)
+        with self._timer:
+            output: LossOutput = self._engine(*batch)
         # DeepSpeed divides by the ranks, and would by accumulation steps if it knew any.
         loss = output.loss_sum * scale * self.world_size
         self._engine.backward(loss, scale_wrt_gas=False)
@@ -98,6 +101,10 @@ class ZeroEngine:
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
         return gather_weights(self._share(), self.parameter_shapes, self.rank, self.device)
+
+    def forward_seconds(self) -> float:
+        """See `Engine`."""
+        return self._timer.take()
 
     def optimizer_bytes(self) -> int:
         """See `Engine`."""

@@ -383,7 +383,7 @@ def as_failure(error: BaseException) -> Failure:
                 "Ray ended a rank because its machine was about to run out of memory; lower "
                 "batch.micro_batch_size, or give each machine fewer workers"
             )
-        if isinstance(inner, ray.exceptions.ActorDiedError):
+        if isinstance(inner, ray.exceptions.RayActorError):
             return Failure(
                 "a rank's process is gone: killed from outside, by the system for lack of memory, "
                 "or crashed"

@@ -5,7 +5,6 @@ No ray and no files here; the same loop runs under Ray Train, in tests and in th
 
 import contextlib
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -25,9 +24,8 @@ from glm_dist.train.recorder import Recorder
 from glm_dist.train.schedule import learning_rate
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending, Rewind, TrainState
+from glm_dist.train.stragglers import Stragglers
 from glm_dist.train.stream import RowStream, StepRows, to_batch
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -42,6 +40,7 @@ class Run:
     save: Callable[[TrainState], None]
     note: Callable[..., None]
     """Writes down an event, by its name and values; on rank 0."""
+    stragglers: Stragglers
     recorder: Recorder
     clock: Clock
     state: TrainState
@@ -74,6 +73,7 @@ def train(run: Run) -> Ending:
             return Ending(state.step, "rewind", rewind_of(run))
         if state.step % settings.log_every_steps == 0 or state.step == settings.num_steps:
             run.recorder.log(state)
+            run.stragglers.look(state.step)
 
 
 def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
@@ -111,7 +111,6 @@ def judge(run: Run, totals: "StepTotals", grad_norm: float) -> Verdict:
     if reason is not None:
         rows = run.stream.last_rows.tolist()
         run.note("discarded", step=state.step, reason=reason, rows=rows)
-        logger.warning("step %d is left out: %s (rows %s)", state.step, reason, rows)
     return guard.judge(state.step, state.next_row, loss, grad_norm)
 
 

@@ -31,6 +31,7 @@ from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.settings import CheckpointSettings, PretrainSettings
 from glm_dist.train.state import Ending, TrainState
+from glm_dist.train.stragglers import Stragglers
 from glm_dist.train.stream import RowStream
 from glm_dist.train.supervise import Journal
 
@@ -74,6 +75,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
     state = attempt.train_state
+    note = _notes(run_folder, attempt.number) if boundary.rank == 0 else _no_note
     sinks = _sinks(job, state, engine) if boundary.rank == 0 else None
     heldout = _heldout(job, boundary)
     saver = Saver(run_folder, settings.checkpoints, attempt.number)
@@ -96,7 +98,8 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
         stream=RowStream(boundary, schedule, settings.batch.micro_batch_size),
         heldout=heldout,
         save=save,
-        note=_notes(run_folder, attempt.number) if boundary.rank == 0 else _no_note,
+        note=note,
+        stragglers=Stragglers(engine, note),
         recorder=Recorder(
             engine.device, sinks, clock, StepFlops(settings.model, engine), earlier_wall
         ),

@@ -2,23 +2,25 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch.distributed as dist
+from torch import nn
 
 from glm_dist.data.order import RowOrder, RowSchedule
 from glm_dist.data.row_table import RowTable, finish_table, write_part
 from glm_dist.data.rows import RowBuilder, Rows, RowSettings
 from glm_dist.data.shards import SCHEMA_VERSION, Document, TokenDataset, write_manifest, write_shard
-from glm_dist.engine import EngineSettings
+from glm_dist.engine import Engine, EngineSettings
 from glm_dist.engine.storage import hash_file
 from glm_dist.metrics.sinks import SinkSettings, read_metrics
 from glm_dist.model import ModelSettings
 from glm_dist.objective import ObjectiveSettings
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
+from glm_dist.train import worker
 from glm_dist.train.attempt import claim_run_folder, decide_attempt, read_attempts
 from glm_dist.train.boundary import LocalBoundary
 from glm_dist.train.settings import PretrainSettings
@@ -220,4 +222,21 @@ def train_with_a_nap(
             yield rows
 
     runner.batches = sleeping_batches  # type: ignore[method-assign]
+    runner.run()
+
+
+def train_with_a_slow_rank(dataset_folder: str, folder: str, settings: PretrainSettings) -> None:
+    """Train; each forward pass of rank 1 takes some milliseconds more."""
+    runner = Runner(TokenDataset.open(dataset_folder), settings, Path(folder))
+    build = worker.build_engine
+
+    def build_slow_engine(build_model: Callable[[], nn.Module], options: EngineSettings) -> Engine:
+        def build_slow_model() -> nn.Module:
+            model = build_model()
+            model.register_forward_pre_hook(lambda *_: time.sleep(0.03 * runner.rank))
+            return model
+
+        return build(build_slow_model, options)
+
+    worker.build_engine = build_slow_engine
     runner.run()
