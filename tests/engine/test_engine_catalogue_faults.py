@@ -92,7 +92,9 @@ def rank_files(folder):
     return sorted(folder.glob("rank-*"))
 
 
-def test_every_corruption_is_found_before_use_and_the_older_checkpoint_is_used(life, tmp_path):
+def test_every_corruption_is_found_before_use_and_the_older_checkpoint_is_used(
+    life, tmp_path, faults
+):
     """Of a checkpoint that two ranks wrote; an older one of one rank lies beside it."""
     newest = Catalogue(life.folder / "zero2").newest().folder
     older = Catalogue(tmp_path / "once").save(1, scenarios.make_engine("twin"), {})
@@ -112,6 +114,7 @@ def test_every_corruption_is_found_before_use_and_the_older_checkpoint_is_used(l
         used.add(harm)
         shutil.rmtree(run_folder)
     assert used == set(HARMS)
+    faults.add("C4", CORRUPTIONS, CORRUPTIONS, kinds=len(used))
 
 
 class Saves:
@@ -158,7 +161,7 @@ class Saves:
         return newest.step
 
 
-def test_a_save_killed_anywhere_leaves_its_checkpoint_or_the_one_before(tmp_path):
+def test_a_save_killed_anywhere_leaves_its_checkpoint_or_the_one_before(tmp_path, faults):
     saves = Saves(tmp_path / "run")
     operations, seconds = saves.measure()
     rng = random.Random(0)
@@ -183,9 +186,10 @@ def test_a_save_killed_anywhere_leaves_its_checkpoint_or_the_one_before(tmp_path
     print(f"{saves.kills} kills of saves, {saves.lost} of them before the commit; 0 unusable")
     assert 0 < saves.lost < KILLS
     assert not list(saves.folder.glob("*.damaged*"))
+    faults.add("C1", saves.kills, saves.kills, before_the_commit=saves.lost)
 
 
-def test_the_right_checkpoints_are_left_after_two_hundred_saves_with_kills(tmp_path):
+def test_the_right_checkpoints_are_left_after_two_hundred_saves_with_kills(tmp_path, faults):
     saves = Saves(tmp_path / "run", keep_last=3, milestone_every_steps=25)
     operations, _ = saves.measure()
     rng = random.Random(1)
@@ -205,3 +209,4 @@ def test_the_right_checkpoints_are_left_after_two_hundred_saves_with_kills(tmp_p
     assert saves.kills > SAVES / 10
     left = sorted(int(path.name.removeprefix("checkpoint-")) for path in saves.folder.iterdir())
     assert left == [*range(0, SAVES, 25), SAVES - 2, SAVES - 1, SAVES, SAVES + 1]
+    faults.add("C8", 1, 1, saves=SAVES, kills=saves.kills)

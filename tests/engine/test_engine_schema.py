@@ -36,7 +36,7 @@ def step(engine):
 
 
 @pytest.mark.parametrize("schema", range(1, checkpoint.SCHEMA_VERSION + 1))
-def test_a_checkpoint_of_a_released_schema_goes_on_as_it_did_then(schema, tmp_path):
+def test_a_checkpoint_of_a_released_schema_goes_on_as_it_did_then(schema, tmp_path, faults):
     shutil.copytree(GOLDEN / f"schema_{schema}", tmp_path / "run")
     found = Catalogue(tmp_path / "run").newest()
     assert found.step == 3
@@ -44,6 +44,7 @@ def test_a_checkpoint_of_a_released_schema_goes_on_as_it_did_then(schema, tmp_pa
     assert load_checkpoint(engine, found) == {"next_row": 24, "note": "三"}
     expected = json.loads((GOLDEN / f"schema_{schema}.json").read_text())
     assert [step(engine) for _ in expected] == pytest.approx(expected, rel=1e-5)
+    faults.add("C10", 1, 1)
 
 
 def test_an_unknown_schema_is_refused_with_what_to_do(tmp_path, monkeypatch):

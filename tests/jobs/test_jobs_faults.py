@@ -69,8 +69,11 @@ def undisturbed(home):
     return losses
 
 
-def check(kills):
-    """No kill costs more than one checkpoint interval; print what each kind cost."""
+PLAN_IDS = {"rank": "T1", "controller": "T4-controller", "driver": "T4-driver"}
+
+
+def check(kills, faults):
+    """No kill costs more than one checkpoint interval; print and record what each kind cost."""
     assert all(kill.redone <= CHECKPOINT_STEPS for kill in kills)
     by_kind = defaultdict(list)
     for kill in kills:
@@ -79,19 +82,21 @@ def check(kills):
         seconds = [kill.seconds for kill in group if kill.seconds is not None]
         redone = [kill.redone for kill in group]
         middle = f"{median(seconds):.1f} s" if seconds else "not measured"
-        print(
-            f"{kind}: {len(group)} kills, most steps redone {max(redone)}, median restart {middle}"
-        )
+        counts = {"interval": CHECKPOINT_STEPS, "most_redone": max(redone)}
+        faults.add(PLAN_IDS[kind], len(group), len(group), **counts, median_restart=middle)
+        print(f"{kind}: {len(group)} kills, {counts}, median restart {middle}")
 
 
-def test_one_kill_of_each_kind_changes_no_loss(home, undisturbed):
+def test_one_kill_of_each_kind_changes_no_loss(home, undisturbed, faults):
     rng = random.Random(99)
     kills = shoot(home, undisturbed(450), "each", ["rank", "driver", "controller"], rng)
-    check(kills)
+    check(kills, faults)
 
 
 @pytest.mark.slow
-def test_kills_at_random_times_change_no_loss_and_cost_at_most_one_interval(home, undisturbed):
+def test_kills_at_random_times_change_no_loss_and_cost_at_most_one_interval(
+    home, undisturbed, faults
+):
     rng = random.Random(0)
     kinds = [rng.choice(KINDS) for _ in range(TRIALS)]
     kills = []
@@ -100,6 +105,6 @@ def test_kills_at_random_times_change_no_loss_and_cost_at_most_one_interval(home
         steps = (KILLS_PER_RUN + 1) * STEPS_PER_KILL
         kills += shoot(home, undisturbed(steps), f"shot-{start}", part, rng)
         print(f"{len(kills)} of {TRIALS} kills", flush=True)
-    check(kills)
+    check(kills, faults)
     record = Path(os.environ.get("GLM_DIST_FAULT_RECORD", home / "kills.json"))
     record.write_text(json.dumps([vars(kill) for kill in kills], indent=1))

@@ -36,7 +36,7 @@ def undisturbed(home):
     return victim.losses()
 
 
-def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undisturbed):
+def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undisturbed, faults):
     victim = Victim(home, "stopped", NUM_STEPS, stdout=subprocess.PIPE)
     victim.wait_for(lambda: victim.step >= 30)
     second = Victim(home, "stopped", NUM_STEPS, stdout=subprocess.PIPE)
@@ -63,16 +63,19 @@ def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undis
     last = Victim(home, "stopped", NUM_STEPS)
     assert last.job.wait(DEADLINE_SECONDS) == 0
     assert last.losses() == undisturbed
+    for plan_id in ("T6", "T4-parent", "T20"):
+        faults.add(plan_id, 1, 1)
 
 
-def test_a_rank_that_is_stopped_is_named_and_the_group_goes_on(home, undisturbed):
+def test_a_rank_that_is_stopped_is_named_and_the_group_goes_on(home, undisturbed, faults):
     victim = Victim(home, "hung", NUM_STEPS, workers_more={"hang_seconds": HANG_SECONDS})
     victim.wait_for(lambda: victim.step >= 30)
     stopped = victim.processes("rank")[0]
     stopped.suspend()
     start = time.monotonic()
     victim.wait_for(lambda: len(victim.attempts()) > 1)
-    assert time.monotonic() - start < 30
+    seconds = time.monotonic() - start
+    assert seconds < 30
     (failure,) = (event for event in victim.journal() if event["event"] == "failed")
     assert f"process {stopped.pid}), which shows no sign of life" in failure["failure"]
     report = (victim.folder / "hang-00000.txt").read_text()
@@ -80,9 +83,10 @@ def test_a_rank_that_is_stopped_is_named_and_the_group_goes_on(home, undisturbed
     assert "Thread 0x" in report  # the other rank's stacks
     assert victim.job.wait(DEADLINE_SECONDS) == 0
     assert victim.losses() == undisturbed
+    faults.add("T7-stopped", 1, 1, limit=f"{HANG_SECONDS} s", restarted_after=f"{seconds:.0f} s")
 
 
-def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
+def test_a_run_shrinks_with_its_cluster_and_grows_again(home, faults):
     """2 + 2 CPUs hold three ranks and a row task; one rank is left when the second node goes."""
     elastic = {"min": 1, "max": 3}
     with LocalCluster(num_workers=1, cpus_per_node=2) as cluster:
@@ -109,3 +113,4 @@ def test_a_run_shrinks_with_its_cluster_and_grows_again(home):
         difference = np.abs([a - b for a, b in pairs if a is not None and b is not None])
         assert difference[:40].max() < 1e-5
         assert difference.max() < 0.05  # rounding, which thousands of steps carry on
+        faults.add("T3", 1, 1, redone_on_growth=0, furthest_loss=f"{difference.max():.1e}")

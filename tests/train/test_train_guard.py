@@ -135,7 +135,7 @@ def rows_of_steps(first, last):
     return range(first * BATCH, last * BATCH)
 
 
-def test_thirty_poisoned_batches_are_found_in_three_steps_and_left_out(dataset, tmp_path):
+def test_thirty_poisoned_batches_are_found_in_three_steps_and_left_out(dataset, tmp_path, faults):
     clean = Poisoned(dataset, tmp_path / "clean", [])
     assert clean.through().kind == "finished"
     runner = Poisoned(dataset, tmp_path / "poisoned", rows_of_steps(85, 115))
@@ -153,6 +153,8 @@ def test_thirty_poisoned_batches_are_found_in_three_steps_and_left_out(dataset, 
     discarded = [event for event in events if event["event"] == "discarded"]
     assert [event["step"] for event in discarded] == [85, 86, 87]
     assert discarded[0]["rows"] == list(rows_of_steps(85, 86))
+    difference = runner.heldout_loss() / clean.heldout_loss() - 1
+    faults.add("T10", 1, 1, found_after_steps=3, heldout_loss_differs_by=f"{difference:+.2%}")
 
 
 def test_one_bad_step_costs_that_step_and_no_rewind(dataset, tmp_path):
@@ -205,7 +207,9 @@ TRIALS = 20
 
 
 @pytest.mark.slow
-def test_twenty_kills_around_a_rewind_never_bring_back_the_abandoned_branch(dataset, tmp_path):
+def test_twenty_kills_around_a_rewind_never_bring_back_the_abandoned_branch(
+    dataset, tmp_path, faults
+):
     """Each in a process of its own, before a random file operation from the decision on."""
     prepared = Poisoned(dataset, tmp_path / "prepared", rows_of_steps(85, 115))
     prepared.run()
@@ -230,6 +234,7 @@ def test_twenty_kills_around_a_rewind_never_bring_back_the_abandoned_branch(data
         assert len([line for line in Catalogue(folder).lineage() if "skip" in line]) == 1
     print(f"{killed} kills around a rewind; 0 resumed the abandoned branch")
     assert killed > TRIALS / 2
+    faults.add("T10-killed", killed, killed)
 
 
 def _go_on(dataset_folder, folder, number):

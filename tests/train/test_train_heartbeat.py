@@ -167,7 +167,7 @@ def test_a_nap_in_the_loader_is_found_and_stands_in_the_stacks(tmp_path, start):
 
 
 @pytest.mark.parametrize("how", ["SIGSTOP", "a nap in the loader"])
-def test_of_two_training_ranks_the_one_that_does_not_arrive_is_named(tmp_path, how):
+def test_of_two_training_ranks_the_one_that_does_not_arrive_is_named(tmp_path, how, faults):
     dataset = make_dataset(tmp_path / "dataset")
     settings = make_settings(
         dataset,
@@ -198,6 +198,8 @@ def test_of_two_training_ranks_the_one_that_does_not_arrive_is_named(tmp_path, h
         assert stopped_at is None or time.monotonic() - stopped_at < 4 * LONGER_LIMIT
         report = write_stacks(signs, hang, lambda s, n: os.kill(s.pid, n), lambda: time.sleep(1))
         assert "no answer" in report.read_text() or "sleeping_batches" in report.read_text()
+        if how != "SIGSTOP":
+            faults.add("T7-loader", 1, 1, limit=f"{LONGER_LIMIT:.0f} s")
     finally:
         for sign in read_signs(signs, 0):
             os.kill(sign.pid, signal.SIGKILL)

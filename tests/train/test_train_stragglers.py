@@ -18,7 +18,7 @@ def test_slowness_is_against_the_other_ranks():
 
 
 @pytest.mark.parametrize("backend", [{"backend": "torch"}, {"zero_stage": 2}])
-def test_a_slow_rank_is_named_with_its_host_within_fifty_steps(tmp_path, backend):
+def test_a_slow_rank_is_named_with_its_host_within_fifty_steps(tmp_path, backend, faults):
     dataset = make_dataset(tmp_path / "dataset")
     settings = make_settings(
         dataset,
@@ -35,3 +35,4 @@ def test_a_slow_rank_is_named_with_its_host_within_fifty_steps(tmp_path, backend
     (named,) = (event for event in events if event["event"] == "slow rank")
     assert (named["rank"], named["host"]) == (1, socket.gethostname())
     assert named["factor"] > 2
+    faults.add("T8", 1, 1, named_at_step=named["step"])

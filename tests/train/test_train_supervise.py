@@ -123,12 +123,13 @@ def test_a_stop_that_people_asked_for_ends_the_run(tmp_path, settings):
     assert run(tmp_path, settings, workers) == FINISHED
 
 
-def test_the_same_error_at_the_same_rows_twice_is_no_accident(tmp_path, settings):
+def test_the_same_error_at_the_same_rows_twice_is_no_accident(tmp_path, settings, faults):
     bug = Failure("step 3, rows [9]: ValueError: x", "step 3, rows [9]: ValueError: x")
     workers = ScriptedWorkers(tmp_path, [bug, Failure("rank 1 died"), bug, FINISHED])
     with pytest.raises(LaunchError, match=r"twice at the same rows.*rows \[9\]"):
         run(tmp_path, settings, workers)
     assert len(read_attempts(tmp_path)) == 3
+    faults.add("T15", 1, 1, launches=3)
 
 
 def test_failures_without_progress_end_the_run_and_progress_forgives_them(tmp_path, settings):
