@@ -14,6 +14,8 @@ from statistics import median
 
 import psutil
 import pytest
+from faults import FOLDER
+from matplotlib.figure import Figure
 from victims import CHECKPOINT_STEPS, DEADLINE_SECONDS, Victim, prepare
 
 TRIALS = int(os.environ.get("GLM_DIST_FAULT_TRIALS", "50"))
@@ -31,7 +33,10 @@ def home(tmp_path_factory):
 
 
 def shoot(home, undisturbed, name, kinds, rng):
-    """Kill what `kinds` says, one after the other, and see the run through."""
+    """Kill what `kinds` says, one after the other; the run ends as if nothing had been.
+
+    Returns its kills and its losses.
+    """
     victim = Victim(home, name, num_steps=len(undisturbed))
     kills = []
     victim.wait_for(lambda: victim.step > 0)
@@ -50,7 +55,7 @@ def shoot(home, undisturbed, name, kinds, rng):
     assert not list(victim.folder.glob("*damaged*"))
     gone, alive = psutil.wait_procs(victim.seen, timeout=15)
     assert not alive
-    return kills
+    return kills, victim.losses()
 
 
 @pytest.fixture(scope="module")
@@ -89,8 +94,36 @@ def check(kills, faults):
 
 def test_one_kill_of_each_kind_changes_no_loss(home, undisturbed, faults):
     rng = random.Random(99)
-    kills = shoot(home, undisturbed(450), "each", ["rank", "driver", "controller"], rng)
+    kills, _ = shoot(home, undisturbed(450), "each", ["rank", "driver", "controller"], rng)
     check(kills, faults)
+
+
+COLORS = {"rank": "#c44e52", "controller": "#dd8452", "driver": "#8172b3"}
+
+
+def draw(path, undisturbed, shot_at, kills):
+    """Both curves, and where the kills came."""
+    figure = Figure(figsize=(9, 4.5))
+    axes = figure.subplots()
+    for losses, width, color, label in (
+        (undisturbed, 4, "#b0b0b0", "undisturbed"),
+        (shot_at, 0.8, "black", f"with {len(kills)} kills"),
+    ):
+        pairs = [(step, loss) for step, loss in losses.items() if loss is not None]
+        axes.plot(*zip(*pairs, strict=True), linewidth=width, color=color, label=label)
+    for kind, color in COLORS.items():
+        for number, kill in enumerate(kill for kill in kills if kill.kind == kind):
+            label = f"SIGKILL of the {kind}" if number == 0 else None
+            axes.axvline(kill.reached, color=color, linestyle=":", label=label)
+    axes.set(
+        title="The same run, undisturbed and shot at: losses equal to the bit",
+        xlabel="optimizer step",
+        ylabel="nats a token",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130, bbox_inches="tight")
 
 
 @pytest.mark.slow
@@ -103,7 +136,10 @@ def test_kills_at_random_times_change_no_loss_and_cost_at_most_one_interval(
     for start in range(0, TRIALS, KILLS_PER_RUN):
         part = kinds[start : start + KILLS_PER_RUN]
         steps = (KILLS_PER_RUN + 1) * STEPS_PER_KILL
-        kills += shoot(home, undisturbed(steps), f"shot-{start}", part, rng)
+        found, losses = shoot(home, undisturbed(steps), f"shot-{start}", part, rng)
+        kills += found
+        if FOLDER and start == 0:
+            draw(Path(FOLDER) / "pictures" / "kills.png", undisturbed(steps), losses, found)
         print(f"{len(kills)} of {TRIALS} kills", flush=True)
     check(kills, faults)
     record = Path(os.environ.get("GLM_DIST_FAULT_RECORD", home / "kills.json"))
