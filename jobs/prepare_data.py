@@ -18,7 +18,7 @@ from _ray import connect
 from glm_dist.config import output_path
 from glm_dist.data.prepare.settings import PrepareSettings
 from glm_dist.data.shards import TokenDataset
-from glm_dist.model.presets import PRESETS
+from glm_dist.model.presets import PROPOSED_PRESETS
 from glm_dist.model.settings import ModelSettings
 
 TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022
@@ -79,7 +79,7 @@ def propose_preset(num_tokens: int) -> str:
     """The largest preset the tokens suffice for at 20 a parameter, repeated up to 20 times."""
     fitting = [
         (ModelSettings(preset=name).num_parameters, name)
-        for name in PRESETS
+        for name in PROPOSED_PRESETS
         if ModelSettings(preset=name).num_parameters <= num_tokens
     ]
     return max(fitting)[1] if fitting else "glm-demo"

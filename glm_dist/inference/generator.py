@@ -165,12 +165,15 @@ class Generator:
         starts = np.array([length - len(prompt) for prompt in prompts])
         is_real = torch.from_numpy(np.arange(length) >= starts[:, None]).to(self.device)
         eye = torch.eye(length, dtype=torch.bool, device=self.device)  # padding sees itself
+        visible = is_real[:, None, :]
+        if self.model.settings.causal:
+            visible = visible & torch.ones_like(eye).tril()
         on_device = torch.from_numpy(tokens).to(self.device)
         self.model.hidden_states(
             on_device,
             torch.from_numpy(positions).to(self.device),
             torch.zeros_like(on_device),
-            (is_real[:, None, :] | eye)[:, None],
+            (visible | eye)[:, None],
             cache,
         )
         return is_real

@@ -31,11 +31,24 @@ class ModelShape:
     hidden_size: int
     ffn_hidden_size: int
     vocab_size: int
+    mixed_size: int | None = None
+    """All query heads together; None: the hidden size."""
+    kv_size: int | None = None
+    """All key heads together, fewer than query heads where they are grouped; None: as queries."""
+    num_mlp_matrices: int = 2
+    """3 where a gate has a matrix of its own."""
+
+    @property
+    def query_size(self) -> int:
+        """Width of all query heads together."""
+        return self.hidden_size if self.mixed_size is None else self.mixed_size
 
     @property
     def layer_weights(self) -> int:
-        """Matrix weights of one layer: four attention projections and two of the MLP."""
-        return 4 * self.hidden_size**2 + 2 * self.hidden_size * self.ffn_hidden_size
+        """Matrix weights of one layer: four attention projections and those of the MLP."""
+        keys = self.query_size if self.kv_size is None else self.kv_size
+        attention = self.hidden_size * (2 * self.query_size + 2 * keys)
+        return attention + self.num_mlp_matrices * self.hidden_size * self.ffn_hidden_size
 
 
 def training_flops(
@@ -51,7 +64,7 @@ def training_flops(
     """
     layers = shape.num_layers * shape.layer_weights * tokens
     head = shape.hidden_size * shape.vocab_size * loss_tokens
-    attention = 2 * shape.num_layers * shape.hidden_size * visible_pairs  # scores and mixing
+    attention = 2 * shape.num_layers * shape.query_size * visible_pairs  # scores and mixing
     return BACKWARD_AND_FORWARD * FLOPS_PER_WEIGHT * (layers + head + attention)
 
 

@@ -19,7 +19,9 @@ from glm_dist.objective.visibility import dense_mask, flex_mask_mod
 logger = logging.getLogger(__name__)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries [B, H, Sq, D], keys and values [B, H, Sk, D] to outputs [B, H, Sq, D]."""
+"""Queries [B, H, Sq, D], keys and values [B, H or a divisor of it, Sk, D] to outputs [B, H, Sq, D].
+
+Where there are fewer key than query heads, each serves as many neighbouring query heads."""
 
 FLEX_BLOCK_TOKENS = 128  # side of the blocks that flex attention skips whole
 
@@ -49,11 +51,18 @@ def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
         if query.dtype not in biases:
             biases[query.dtype] = None if mask is None else _bias(mask, query.dtype)
         bias = biases[query.dtype]
+        key, value = _share_heads(key, query), _share_heads(value, query)
         if bias is not None and dropout == 0 and _is_plain_faster(query, key):
             return _plain_attention(query, key, value, bias)
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
 
     return attend
+
+
+def _share_heads(states: Tensor, query: Tensor) -> Tensor:
+    """Keys or values repeated for each query head that they serve."""
+    times = query.shape[1] // states.shape[1]
+    return states if times == 1 else states.repeat_interleave(times, dim=1)
 
 
 def _is_plain_faster(query: Tensor, key: Tensor) -> bool:
@@ -94,7 +103,7 @@ def _flex_attend(segment_ids: Tensor, prefix_ends: Tensor) -> Attend:
         device=segment_ids.device,
         BLOCK_SIZE=FLEX_BLOCK_TOKENS,
     )
-    return functools.partial(flex_attention, block_mask=block_mask)
+    return functools.partial(flex_attention, block_mask=block_mask, enable_gqa=True)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from glm_dist.model.settings import ModelSettings
 
 
 class KVCache:
-    """Preallocated keys and values [L, B, H, max tokens, D], filled up to `length`."""
+    """Preallocated keys and values [L, B, key heads, max tokens, D], filled up to `length`."""
 
     def __init__(self, keys: Tensor, values: Tensor) -> None:
         self.keys = keys
@@ -32,7 +32,7 @@ class KVCache:
         device: torch.device | str = "cpu",
     ) -> Self:
         """An empty cache for `batch_size` rows of at most `max_tokens` tokens."""
-        shape = (settings.num_layers, batch_size, settings.num_heads, max_tokens)
+        shape = (settings.num_layers, batch_size, settings.kv_heads, max_tokens)
         keys = torch.empty(*shape, settings.head_size, dtype=dtype, device=device)
         return cls(keys, torch.empty_like(keys))
 

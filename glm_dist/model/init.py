@@ -41,13 +41,32 @@ def initialise_parameter(name: str, parameter: Tensor, settings: ModelSettings) 
     else:
         generator = torch.Generator().manual_seed(_stream_seed(settings.init_seed, name))
         values = torch.empty(parameter.shape).normal_(generator=generator)
-        parameter.copy_(values.mul_(_standard_deviation(name, settings)))
+        if settings.residual == "deepnorm" and ".layers." in name:
+            _scale_as_xavier(name, values, settings)
+        else:
+            values.mul_(_standard_deviation(name, settings))
+        parameter.copy_(values)
 
 
 def _standard_deviation(name: str, settings: ModelSettings) -> float:
     if name.endswith(_RESIDUAL_OUTPUTS):
         return settings.init_std / math.sqrt(2 * settings.num_layers)
     return settings.init_std
+
+
+def _scale_as_xavier(name: str, values: Tensor, settings: ModelSettings) -> None:
+    """Xavier-normal, with gain (2 num_layers)^-1/2 on MLP, values and output, as DeepNorm asks."""
+    rows, columns = values.shape
+    gain = 1 / math.sqrt(2 * settings.num_layers)
+    if not name.endswith("query_key_value.weight"):
+        values.mul_(gain * math.sqrt(2 / (rows + columns)))
+        return
+    # Each of queries, keys and values is a map of its own that shares the fused matrix.
+    kv_size = settings.kv_heads * settings.head_size
+    for part, factor in zip(
+        values.split([rows - 2 * kv_size, kv_size, kv_size]), (1.0, 1.0, gain), strict=True
+    ):
+        part.mul_(factor * math.sqrt(2 / (part.shape[0] + columns)))
 
 
 def _stream_seed(seed: int, name: str) -> int:

@@ -12,6 +12,8 @@ from pydantic import Field, model_validator
 from glm_dist.config import Settings
 from glm_dist.model.presets import DEFAULT_PRESET, PRESETS
 
+_ROTARY_DIVISORS = {"rotary_1d": 2, "rotary_2d": 4, "rotary_half": 4}
+
 
 class ModelSettings(Settings):
     """Shape and behaviour of a GLM; a preset gives the shape, fields set beside it win."""
@@ -21,22 +23,48 @@ class ModelSettings(Settings):
     num_layers: int = Field(3, ge=1)
     """Transformer layers."""
     hidden_size: int = Field(192, ge=1)
-    """Width of the residual stream; a multiple of num_heads."""
+    """Width of the residual stream; a multiple of num_heads unless head_dim is given."""
     num_heads: int = Field(4, ge=1)
     """Attention heads of each layer."""
+    num_kv_heads: int | None = Field(None, ge=1)
+    """Key and value heads, each shared by as many query heads (grouped-query attention); null: one
+    for each query head."""
+    head_dim: int | None = Field(None, ge=1)
+    """Width of one attention head; null: hidden_size shared evenly by the heads."""
     ffn_hidden_size: int = Field(768, ge=1)
     """Inner width of the MLP; by default four times hidden_size."""
+    mlp: Literal["gelu", "geglu", "swiglu"] = "gelu"
+    """gelu: two matrices, as in 2021; geglu: GLM-130B's gate (first half times GELU of the second);
+    swiglu: ChatGLM2's and GLM-4's (SiLU of the first half times the second). Gates add a matrix."""
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    """layernorm: mean and variance, weight and bias; rmsnorm: the root mean square and a weight."""
+    residual: Literal["pre_norm", "deepnorm"] = "pre_norm"
+    """pre_norm: branches are added to the stream; deepnorm: to sqrt(2 num_layers) times the
+    normalised stream, as in GLM-130B and ChatGLM-6B."""
+    sandwich_norm: bool = False
+    """Normalise what attention and MLP give before it is added, as GLM-4-0414 does."""
+    query_key_norm: bool = False
+    """RMSNorm on each head's queries and keys before rotation, which bounds attention scores."""
+    bias: Literal["all", "qkv", "none"] = "all"
+    """Which linear maps have a bias: all of 2021, only queries, keys and values of GLM-4, none."""
+    tied_embeddings: bool = True
+    """Whether the word embeddings are also the output head; else it has a table of its own."""
+    causal: bool = False
+    """Whether Part A is read causally too, as ChatGLM2 and later do; else it sees all of itself."""
     vocab_size: int = Field(4096, ge=1)
     """Token ids the model knows; a run sets it to that of its tokenizer."""
     pad_vocab_multiple: int = Field(128, ge=1)
     """Embedding rows are rounded up to a multiple of this, which matrix units like; the rows past
     vocab_size never get any probability."""
-    positions: Literal["learned", "rotary_2d"] = "rotary_2d"
+    positions: Literal["learned", "rotary_2d", "rotary_1d", "rotary_half"] = "rotary_2d"
     """learned: a table for each of both positions, as in 2021; rotary_2d: half of each head turned
     by the position, half by the block position, as in ChatGLM-6B, which learns to look around a
-    blank in a fraction of the steps."""
+    blank in a fraction of the steps; rotary_1d: whole heads turned by the sum of both, as in
+    GLM-130B; rotary_half: pairs of neighbours in the first half of each head, as in GLM-4."""
     rotary_base: float = Field(10_000.0, gt=1)
-    """rotary_2d: longest wave length in tokens, over 2 pi."""
+    """rotary positions: longest wave length in tokens, over 2 pi."""
+    rotary_scaling: float = Field(1.0, ge=1)
+    """rotary positions: positions are divided by this, to read longer rows than were trained."""
     max_position_embeddings: int = Field(512, ge=1)
     """Longest row in tokens; learned position tables have one row more."""
     embedding_dropout: float = Field(0.0, ge=0, lt=1)
@@ -46,7 +74,7 @@ class ModelSettings(Settings):
     hidden_dropout: float = Field(0.0, ge=0, lt=1)
     """Dropout probability of the attention and MLP outputs, before each residual sum."""
     layernorm_epsilon: float = Field(1e-5, gt=0)
-    """Added to the variance in every layer norm."""
+    """Added to the variance, or the mean square, in every norm."""
     init_std: float = Field(0.02, gt=0)
     """Standard deviation of initial weights; attention outputs and second MLP matrices get it
     divided by the square root of twice num_layers."""
@@ -78,15 +106,27 @@ class ModelSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.hidden_size % self.num_heads:
+        if self.head_dim is None and self.hidden_size % self.num_heads:
             raise ValueError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_heads {self.num_heads}; "
-                f"the heads share it evenly, so change one of them"
+                f"the heads share it evenly, so change one of them or give head_dim"
             )
-        if self.positions == "rotary_2d" and self.head_size % 4:
+        if self.num_heads % self.kv_heads:
             raise ValueError(
-                f"positions: rotary_2d turns pairs in two halves of a head, and heads of "
-                f"{self.head_size} are not a multiple of 4; change hidden_size or num_heads"
+                f"num_heads {self.num_heads} is not a multiple of num_kv_heads {self.kv_heads}; "
+                f"each is shared by as many query heads, so change one of them"
+            )
+        divisor = _ROTARY_DIVISORS.get(self.positions, 1)
+        if self.head_size % divisor:
+            raise ValueError(
+                f"positions: {self.positions} turns pairs of elements, and heads of "
+                f"{self.head_size} are not a multiple of {divisor}; change hidden_size, num_heads "
+                f"or head_dim"
+            )
+        if self.residual == "deepnorm" and self.sandwich_norm:
+            raise ValueError(
+                "residual: deepnorm bounds its branches by a factor, and sandwich_norm would undo "
+                "it; set one of them"
             )
         if self.attention == "flex" and self.attention_dropout > 0:
             raise ValueError(
@@ -98,7 +138,22 @@ class ModelSettings(Settings):
     @property
     def head_size(self) -> int:
         """Width of one attention head."""
-        return self.hidden_size // self.num_heads
+        return self.head_dim or self.hidden_size // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        """Key heads of a layer, and as many value heads."""
+        return self.num_kv_heads or self.num_heads
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the MLP's first matrix makes a gate beside its values."""
+        return self.mlp != "gelu"
+
+    @property
+    def qkv_size(self) -> int:
+        """Queries, keys and values of a token, all heads together."""
+        return (self.num_heads + 2 * self.kv_heads) * self.head_size
 
     @property
     def padded_vocab_size(self) -> int:
@@ -107,14 +162,21 @@ class ModelSettings(Settings):
 
     @property
     def num_parameters(self) -> int:
-        """Weights of the model, padded rows included; the tied head is counted once."""
-        hidden, ffn = self.hidden_size, self.ffn_hidden_size
-        attention = 4 * hidden * hidden + 4 * hidden
-        mlp = 2 * hidden * ffn + ffn + hidden
-        tables = self.padded_vocab_size
+        """Weights of the model, padded rows included; a tied head is counted once."""
+        tables = self.padded_vocab_size * (1 if self.tied_embeddings else 2)
         if self.positions == "learned":
             tables += 2 * (self.max_position_embeddings + 1)
-        return self.num_layers * (attention + mlp + 4 * hidden) + tables * hidden + 2 * hidden
+        norm = self.hidden_size * (2 if self.norm == "layernorm" else 1)
+        return self.num_layers * self._layer_parameters(norm) + tables * self.hidden_size + norm
+
+    def _layer_parameters(self, norm: int) -> int:
+        hidden, ffn, mixed = self.hidden_size, self.ffn_hidden_size, self.num_heads * self.head_size
+        inner = 2 * ffn if self.is_gated else ffn
+        matrices = hidden * (self.qkv_size + mixed + inner + ffn)
+        biases = {"all": self.qkv_size + hidden + inner + hidden, "qkv": self.qkv_size, "none": 0}
+        norms = norm * (4 if self.sandwich_norm else 2)
+        head_norms = 2 * self.head_size if self.query_key_norm else 0
+        return matrices + biases[self.bias] + norms + head_norms
 
     def with_vocab_size(self, vocab_size: int) -> Self:
         """The same model for a tokenizer of `vocab_size` ids."""

@@ -1,10 +1,12 @@
-"""The transformer of GLM: embeddings with two positions, pre-norm layers, a tied head, the loss.
+"""The transformer of GLM, from 2021 to GLM-4: embeddings, layers, a head, and the loss.
 
-Parameter names are those of the reference implementation (GLM_SPEC 2.5), so its checkpoints load as
-they are. The loss is computed inside, because engines that shard parameters gather them only while
-the module that owns them runs.
+What differs between the published families is an option of `ModelSettings`. Parameter names are
+those of the reference implementation (GLM_SPEC 2.5), so its checkpoints load as they are. The loss
+is computed inside, because engines that shard parameters gather them only while the module that
+owns them runs.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -18,7 +20,9 @@ from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
 from glm_dist.model.cache import KVCache
 from glm_dist.model.loss import loss_rows, tied_cross_entropy, tied_logits
-from glm_dist.model.positions import Rotary2D
+from glm_dist.model.mlp import MLP
+from glm_dist.model.norm import build_norm
+from glm_dist.model.positions import build_rotary
 from glm_dist.model.settings import ModelSettings
 
 T = TypeVar("T")
@@ -32,6 +36,13 @@ class GLM(nn.Module):
         self.settings = settings
         self.word_embeddings = WordEmbeddings(settings)
         self.transformer = Transformer(settings)
+        if not settings.tied_embeddings:
+            self.output_layer = WordEmbeddings(settings)
+
+    @property
+    def head(self) -> "WordEmbeddings":
+        """The owner of the table that makes logits of hidden states."""
+        return self.word_embeddings if self.settings.tied_embeddings else self.output_layer
 
     def forward(
         self,
@@ -45,17 +56,19 @@ class GLM(nn.Module):
     ) -> LossOutput:
         """Loss of packed rows; the arguments are the fields of `Batch`, each [B, S]."""
         settings = self.settings
+        if settings.causal:
+            prefix_ends = torch.zeros_like(prefix_ends)
         attend = build_attend(settings, segment_ids, prefix_ends, self.training)
         rows = loss_rows(loss_mask)
         hidden = self.transformer(
             self._embed(tokens), position_ids, block_position_ids, attend, rows=rows
         )
-        head = partial(
+        use = partial(
             tied_cross_entropy,
             vocab_size=settings.vocab_size,
             chunk_tokens=settings.loss_chunk_tokens,
         )
-        return self.word_embeddings(head, hidden, targets, loss_mask, rows)
+        return self.head(use, hidden, targets, loss_mask, rows)
 
     def hidden_states(
         self,
@@ -83,9 +96,7 @@ class GLM(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., padded V] of hidden states; padded columns are -inf."""
-        return self.word_embeddings(
-            partial(tied_logits, vocab_size=self.settings.vocab_size), hidden
-        )
+        return self.head(partial(tied_logits, vocab_size=self.settings.vocab_size), hidden)
 
     def _embed(self, tokens: Tensor) -> Tensor:
         words = self.word_embeddings(_look_up, tokens)
@@ -101,7 +112,7 @@ def _look_up(weight: Tensor, tokens: Tensor) -> Tensor:
 
 
 class WordEmbeddings(nn.Module):
-    """The table [padded V, hidden size] that is both the input embedding and the output head.
+    """A table [padded V, hidden size]: the input embedding, the output head, or both.
 
     Every use goes through the forward of this one owner: ZeRO-3 gathers the table there, and there
     is no second reference to it that moving the model or saving it could break.
@@ -128,7 +139,7 @@ class Transformer(nn.Module):
             self.block_position_embeddings = nn.Embedding(rows, hidden)
         self.embedding_dropout = nn.Dropout(settings.embedding_dropout)
         self.layers = nn.ModuleList(TransformerLayer(settings) for _ in range(settings.num_layers))
-        self.final_layernorm = nn.LayerNorm(hidden, eps=settings.layernorm_epsilon)
+        self.final_layernorm = build_norm(settings)
         self._recompute = settings.activation_checkpointing == "full"
 
     def forward(
@@ -145,18 +156,13 @@ class Transformer(nn.Module):
         With `rows`, flat indices of tokens, only theirs, [len(rows), hidden size]: the last layer
         then does its work past the attention for no other token.
         """
-        hidden, rotate = words, _leave
+        hidden = words
+        rotate: Callable[[Attend], Attend] = _leave
         if self._settings.positions == "learned":
             hidden = hidden + self.position_embeddings(position_ids)
             hidden = hidden + self.block_position_embeddings(block_position_ids)
         else:
-            rotate = Rotary2D(
-                position_ids,
-                block_position_ids,
-                self._settings.head_size,
-                self._settings.rotary_base,
-                hidden.dtype,
-            )
+            rotate = build_rotary(self._settings, position_ids, block_position_ids, hidden.dtype)
         hidden = self.embedding_dropout(hidden)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
@@ -178,18 +184,34 @@ class TransformerLayer(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        size, epsilon = settings.hidden_size, settings.layernorm_epsilon
-        self.input_layernorm = nn.LayerNorm(size, eps=epsilon)
+        self.input_layernorm = build_norm(settings)
         self.attention = Attention(settings)
-        self.post_attention_layernorm = nn.LayerNorm(size, eps=epsilon)
+        self.post_attention_layernorm = build_norm(settings)
         self.mlp = MLP(settings)
+        self._has_sandwich = settings.sandwich_norm
+        if settings.sandwich_norm:
+            self.attention_output_layernorm = build_norm(settings)
+            self.mlp_output_layernorm = build_norm(settings)
         self.dropout = nn.Dropout(settings.hidden_dropout)
+        is_deep = settings.residual == "deepnorm"
+        self._stream_factor = math.sqrt(2 * settings.num_layers) if is_deep else None
 
     def forward(self, hidden: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """Hidden states [B, S, hidden size] after this layer, or those of `rows` alone."""
-        mixed = self.attention(self.input_layernorm(hidden), attend, rows)
-        hidden = _choose(hidden, rows) + self.dropout(mixed)
-        return hidden + self.dropout(self.mlp(self.post_attention_layernorm(hidden)))
+        normed = self.input_layernorm(hidden)
+        mixed = self.attention(normed, attend, rows)
+        if self._has_sandwich:
+            mixed = self.attention_output_layernorm(mixed)
+        hidden = self._stream(_choose(hidden, rows), _choose(normed, rows)) + self.dropout(mixed)
+        normed = self.post_attention_layernorm(hidden)
+        mixed = self.mlp(normed)
+        if self._has_sandwich:
+            mixed = self.mlp_output_layernorm(mixed)
+        return self._stream(hidden, normed) + self.dropout(mixed)
+
+    def _stream(self, hidden: Tensor, normed: Tensor) -> Tensor:
+        """What a branch is added to; GLM-130B scales the normalised tensor, not its input."""
+        return hidden if self._stream_factor is None else normed * self._stream_factor
 
 
 def _choose(hidden: Tensor, rows: Tensor | None) -> Tensor:
@@ -201,27 +223,25 @@ class Attention(nn.Module):
 
     def __init__(self, settings: ModelSettings) -> None:
         super().__init__()
-        self.num_heads, self.head_size = settings.num_heads, settings.head_size
-        self.query_key_value = nn.Linear(settings.hidden_size, 3 * settings.hidden_size)
-        self.dense = nn.Linear(settings.hidden_size, settings.hidden_size)
+        heads, kv_heads = settings.num_heads, settings.kv_heads
+        self._splits, self._head_size = (heads, kv_heads, kv_heads), settings.head_size
+        self.query_key_value = nn.Linear(
+            settings.hidden_size, settings.qkv_size, bias=settings.bias != "none"
+        )
+        self.dense = nn.Linear(
+            heads * settings.head_size, settings.hidden_size, bias=settings.bias == "all"
+        )
+        self._has_norms = settings.query_key_norm
+        if settings.query_key_norm:
+            epsilon = settings.layernorm_epsilon
+            self.query_layernorm = nn.RMSNorm(settings.head_size, eps=epsilon)
+            self.key_layernorm = nn.RMSNorm(settings.head_size, eps=epsilon)
 
     def forward(self, hidden: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """Mixed values [B, S, hidden size], or those of `rows` alone."""
-        batch, length, size = hidden.shape
-        fused = self.query_key_value(hidden).view(batch, length, 3, self.num_heads, self.head_size)
-        query, key, value = fused.permute(2, 0, 3, 1, 4).unbind(0)
+        fused = self.query_key_value(hidden).unflatten(-1, (-1, self._head_size)).transpose(1, 2)
+        query, key, value = fused.split(self._splits, dim=1)
+        if self._has_norms:
+            query, key = self.query_layernorm(query), self.key_layernorm(key)
         mixed = attend(query, key, value)
-        return self.dense(_choose(mixed.transpose(1, 2).reshape(batch, length, size), rows))
-
-
-class MLP(nn.Module):
-    """Two matrices with the tanh form of GELU between them."""
-
-    def __init__(self, settings: ModelSettings) -> None:
-        super().__init__()
-        self.dense_h_to_4h = nn.Linear(settings.hidden_size, settings.ffn_hidden_size)
-        self.dense_4h_to_h = nn.Linear(settings.ffn_hidden_size, settings.hidden_size)
-
-    def forward(self, hidden: Tensor) -> Tensor:
-        """Transformed states of the same shape."""
-        return self.dense_4h_to_h(F.gelu(self.dense_h_to_4h(hidden), approximate="tanh"))
+        return self.dense(_choose(mixed.transpose(1, 2).flatten(2), rows))

@@ -37,5 +37,11 @@ class StepFlops:
 def shape_of(model: ModelSettings) -> ModelShape:
     """The numbers the formula takes."""
     return ModelShape(
-        model.num_layers, model.hidden_size, model.ffn_hidden_size, model.padded_vocab_size
+        model.num_layers,
+        model.hidden_size,
+        model.ffn_hidden_size,
+        model.padded_vocab_size,
+        mixed_size=model.num_heads * model.head_size,
+        kv_size=model.kv_heads * model.head_size,
+        num_mlp_matrices=3 if model.is_gated else 2,
     )

@@ -17,8 +17,16 @@ def tokenizer():
     return train_tokenizer(lines, TokenizerSettings(vocab_size=320))
 
 
-@pytest.fixture(scope="module")
-def generator(tokenizer):
+FAMILIES = {
+    "rotary_2d": {},
+    "ours": {"norm": "rmsnorm", "mlp": "swiglu", "num_kv_heads": 2, "bias": "none"},
+    "causal": {"positions": "rotary_half", "num_kv_heads": 1, "head_dim": 16, "causal": True},
+    "deepnorm": {"residual": "deepnorm", "positions": "rotary_1d", "tied_embeddings": False},
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def generator(request, tokenizer):
     settings = ModelSettings(
         preset=None,
         num_layers=2,
@@ -27,6 +35,7 @@ def generator(tokenizer):
         vocab_size=tokenizer.vocab_size,
         max_position_embeddings=128,
         init_std=0.5,
+        **FAMILIES[request.param],
     )
     return Generator(build_model(settings), tokenizer)
 
@@ -44,7 +53,8 @@ def uncached(generator, text, settings):
             tokens, positions, blocks = [*tokens, token], [*positions, place], [*blocks, block]
             length = len(tokens)
             mask = torch.ones(length, length, dtype=torch.bool).tril()
-            mask[:, : len(prompt)] = True
+            if not generator.model.settings.causal:
+                mask[:, : len(prompt)] = True
             inputs = [torch.tensor([values]) for values in (tokens, positions, blocks)]
             with torch.inference_mode():
                 hidden = generator.model.hidden_states(*inputs, mask[None, None])

@@ -43,11 +43,25 @@ def load_golden(golden):
     return lambda **options: load_reference_weights(weights, num_heads=2, **options)
 
 
-@pytest.fixture(params=["learned", "rotary_2d"])
+MODERN = {"norm": "rmsnorm", "mlp": "swiglu", "num_heads": 4, "num_kv_heads": 2}
+GLM_4 = {**MODERN, "positions": "rotary_half", "bias": "qkv", "tied_embeddings": False}
+FAMILIES = {
+    "2021": {"positions": "learned"},
+    "rotary_2d": {"positions": "rotary_2d"},
+    "ours": {**MODERN, "bias": "none", "query_key_norm": True},
+    "glm_4": {**GLM_4, "causal": True, "head_dim": 16},
+    "glm_4_0414": {**GLM_4, "causal": True, "sandwich_norm": True, "num_kv_heads": 1},
+    "130b": {"residual": "deepnorm", "mlp": "geglu", "positions": "rotary_1d"},
+    "chatglm": {"residual": "deepnorm", "tied_embeddings": False},
+}
+"""The options of each published family, to be put on a small shape."""
+
+
+@pytest.fixture(params=FAMILIES)
 def tiny(request):
     def settings(**changes):
         shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "vocab_size": 100}
-        shape["positions"] = request.param
+        shape |= FAMILIES[request.param]
         return ModelSettings(**{**shape, "max_position_embeddings": 256, **changes})
 
     return settings

@@ -16,6 +16,8 @@ def run_grads(settings, batch, seed=0):
 
 def test_initial_weights_have_the_published_statistics(tiny):
     settings = tiny(num_layers=4, hidden_size=256, vocab_size=2000)
+    if settings.residual == "deepnorm":
+        pytest.skip("DeepNorm's initial weights have a test of their own")
     for name, parameter in build_model(settings).named_parameters():
         if name.endswith(".bias"):
             assert not parameter.any(), name
@@ -88,7 +90,7 @@ def test_a_few_steps_learn_a_batch_by_heart(tiny, make_sample):
     model = build_model(tiny())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     first = model(*batch).loss_sum.item()
-    for _ in range(30):
+    for _ in range(90):
         optimizer.zero_grad()
         loss = model(*batch).loss_sum
         loss.backward()
