@@ -22,7 +22,7 @@ from glm_dist.engine.checkpoint import (
     write_manifest,
     write_rank_file,
 )
-from glm_dist.engine.interface import Engine
+from glm_dist.engine.snapshot import SliceSource
 from glm_dist.engine.storage import (
     append_json_line,
     read_json_lines,
@@ -49,12 +49,12 @@ class Damage:
     reason: str
 
 
-def exchange_objects(value: Any) -> list[Any]:
-    """`Exchange` over torch's process group, or of one rank where there is none."""
+def exchange_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """`Exchange` over a process group, by default torch's own; of one rank where there is none."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=group)
     return values
 
 
@@ -90,7 +90,7 @@ class Catalogue:
     def save(
         self,
         step: int,
-        engine: Engine,
+        engine: SliceSource,
         state: dict[str, Any],
         exchange: Exchange = exchange_objects,
     ) -> Path:
@@ -98,7 +98,7 @@ class Catalogue:
 
         Args:
             step: steps of the loop that are done.
-            engine: gives the slices.
+            engine: gives the slices; an engine, or a snapshot of one.
             state: plain values that resuming needs; they are in the manifest.
             exchange: reaches all ranks.
 
@@ -179,7 +179,7 @@ class Catalogue:
         """All committed records, oldest first."""
         return list(read_json_lines(self.run_folder / LINEAGE_NAME))
 
-    def _write_share(self, folder: Path, engine: Engine) -> FileRecord:
+    def _write_share(self, folder: Path, engine: SliceSource) -> FileRecord:
         folder.mkdir(parents=True, exist_ok=True)
         return write_rank_file(folder, engine.rank, engine.slices())
 
@@ -189,7 +189,7 @@ class Catalogue:
         step: int,
         attempt: str,
         files: list[FileRecord],
-        engine: Engine,
+        engine: SliceSource,
         state: dict[str, Any],
     ) -> None:
         write_manifest(folder, step=step, attempt=attempt, files=files, engine=engine, state=state)

@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from glm_dist.engine.interface import STATE_KEYS, Engine, Slice
+from glm_dist.engine.snapshot import SliceSource
 from glm_dist.engine.storage import flush_to_disk, hash_file, write_json
 from glm_dist.errors import CheckpointError
 
@@ -79,7 +80,13 @@ def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRec
 
 
 def write_manifest(
-    folder: Path, *, step: int, attempt: str, files: list[FileRecord], engine: Engine, state: Any
+    folder: Path,
+    *,
+    step: int,
+    attempt: str,
+    files: list[FileRecord],
+    engine: SliceSource,
+    state: Any,
 ) -> None:
     """Write the manifest, which is what makes the folder a checkpoint."""
     flush_to_disk(folder)

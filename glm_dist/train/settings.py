@@ -65,6 +65,9 @@ class CheckpointSettings(Settings):
     """Steps between checkpoints; one more stands at the end."""
     keep_last: int = 2
     """Verified checkpoints kept besides milestones."""
+    asynchronous: bool = True
+    """Write while training goes on, from a copy in host memory; a rank that is killed meanwhile
+    loses the steps since the checkpoint before. false: training waits until it is written."""
     max_missed: int = 3
     """Checkpoints in a row that may fail to be written, on a full disk, before the run ends."""
     milestone_every_steps: int = 0

@@ -15,21 +15,21 @@ import torch.distributed as dist
 from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
-from glm_dist.engine import Catalogue, Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.engine import Engine, build_engine, load_checkpoint, save_weights
 from glm_dist.engine.storage import append_json_line, read_json_lines
-from glm_dist.errors import CheckpointError
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
 from glm_dist.model import build_model
-from glm_dist.train.attempt import Attempt, is_superseded, write_ending
+from glm_dist.train.attempt import Attempt, write_ending
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
 from glm_dist.train.goodput import account
 from glm_dist.train.heartbeat import Heartbeat
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
-from glm_dist.train.settings import CheckpointSettings, PretrainSettings
+from glm_dist.train.saver import Saver
+from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending, TrainState
 from glm_dist.train.stragglers import Stragglers
 from glm_dist.train.stream import RowStream
@@ -108,6 +108,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     )
     clock.enter("other")
     ending = train(run)
+    saver.finish()
     if ending.kind == "finished":
         _finish(job, run)
     if sinks is not None:
@@ -136,39 +137,6 @@ def _notes(run_folder: Path, attempt: int) -> Callable[..., None]:
 
 def _no_note(event: str, **values: Any) -> None:
     """Rank 0 has written it down."""
-
-
-class Saver:
-    """Checkpoints of one attempt: none once a later attempt has begun, and a full disk can wait."""
-
-    def __init__(self, run_folder: Path, settings: CheckpointSettings, attempt_number: int) -> None:
-        self._run_folder, self._attempt_number = run_folder, attempt_number
-        self._max_missed, self._missed = settings.max_missed, 0
-        self._catalogue = Catalogue(
-            run_folder, settings.keep_last, settings.milestone_every_steps, permit=self._permit
-        )
-
-    def save(self, step: int, engine: Engine, state: dict[str, Any]) -> None:
-        """Commit a checkpoint, or say that it was missed.
-
-        Raises:
-            CheckpointError: when a later attempt has taken the run over, or too many in a row were
-                missed.
-        """
-        try:
-            self._catalogue.save(step, engine, state)
-        except CheckpointError as error:
-            self._missed += 1
-            is_over = is_superseded(self._run_folder, self._attempt_number)
-            if is_over or self._missed > self._max_missed:
-                raise
-            logger.warning("%s; training goes on without it", error)
-        else:
-            self._missed = 0
-
-    def _permit(self) -> None:
-        if is_superseded(self._run_folder, self._attempt_number):
-            raise CheckpointError("a later attempt has taken this run over")
 
 
 def _sinks(job: Job, state: TrainState, engine: Engine) -> Sinks:

@@ -32,12 +32,12 @@ def home(tmp_path_factory):
     return home
 
 
-def shoot(home, undisturbed, name, kinds, rng):
+def shoot(home, undisturbed, name, kinds, rng, waits=True):
     """Kill what `kinds` says, one after the other; the run ends as if nothing had been.
 
     Returns its kills and its losses.
     """
-    victim = Victim(home, name, num_steps=len(undisturbed))
+    victim = Victim(home, name, num_steps=len(undisturbed), waits=waits)
     kills = []
     victim.wait_for(lambda: victim.step > 0)
     for kind in kinds:
@@ -77,9 +77,9 @@ def undisturbed(home):
 PLAN_IDS = {"rank": "T1", "controller": "T4-controller", "driver": "T4-driver"}
 
 
-def check(kills, faults):
-    """No kill costs more than one checkpoint interval; print and record what each kind cost."""
-    assert all(kill.redone <= CHECKPOINT_STEPS for kill in kills)
+def check(kills, faults, allowed=CHECKPOINT_STEPS):
+    """No kill costs more steps than allowed; print and record what each kind cost."""
+    assert all(kill.redone <= allowed for kill in kills)
     by_kind = defaultdict(list)
     for kill in kills:
         by_kind[kill.kind].append(kill)
@@ -93,9 +93,10 @@ def check(kills, faults):
 
 
 def test_one_kill_of_each_kind_changes_no_loss(home, undisturbed, faults):
-    rng = random.Random(99)
-    kills, _ = shoot(home, undisturbed(450), "each", ["rank", "driver", "controller"], rng)
-    check(kills, faults)
+    """Of a run that saves in the background: a checkpoint may be lost while it is written."""
+    kinds = ["rank", "driver", "controller"]
+    kills, _ = shoot(home, undisturbed(450), "each", kinds, random.Random(99), waits=False)
+    check(kills, faults, allowed=2 * CHECKPOINT_STEPS)
 
 
 COLORS = {"rank": "#c44e52", "controller": "#dd8452", "driver": "#8172b3"}

@@ -68,7 +68,7 @@ def test_a_stopped_run_redoes_nothing_and_a_second_driver_is_refused(home, undis
 
 
 def test_a_rank_that_is_stopped_is_named_and_the_group_goes_on(home, undisturbed, faults):
-    victim = Victim(home, "hung", NUM_STEPS, workers_more={"hang_seconds": HANG_SECONDS})
+    victim = Victim(home, "hung", NUM_STEPS, more_workers={"hang_seconds": HANG_SECONDS})
     victim.wait_for(lambda: victim.step >= 30)
     stopped = victim.processes("rank")[0]
     stopped.suspend()

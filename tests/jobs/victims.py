@@ -62,8 +62,11 @@ class Kill:
 class Victim:
     """A run of two ranks that is shot at."""
 
-    def __init__(self, home, name, num_steps, batch=4, workers=2, workers_more=None, **how):
-        workers = {"num_workers": workers, **(workers_more or {})}
+    def __init__(
+        self, home, name, num_steps, batch=4, workers=2, more_workers=None, waits=True, **how
+    ):
+        workers = {"num_workers": workers, **(more_workers or {})}
+        checkpoints = {"every_steps": CHECKPOINT_STEPS, "asynchronous": not waits}
         self.folder = home / "runs" / name
         self.seen: set[psutil.Process] = set()
         self.job = run_job(
@@ -78,7 +81,7 @@ class Victim:
             "model={preset: null, num_layers: 1, hidden_size: 32, num_heads: 2}",
             "engine={zero_stage: 2, dtype: float32}",
             "evaluation={every_steps: 0, num_rows: 0}",
-            f"checkpoints.every_steps={CHECKPOINT_STEPS}",
+            f"checkpoints={json.dumps(checkpoints)}",
             "log_every_steps=1",
             "sinks={wandb: off, tensorboard: false}",
             **how,

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import shutil
+import time
 
 import pytest
 import torch
@@ -198,3 +199,35 @@ def test_an_attempt_that_was_taken_over_commits_nothing_more(dataset, tmp_path):
     with pytest.raises(CheckpointError, match="a later attempt has taken this run over"):
         runner.run()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-00000004"]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(
+    undisturbed, dataset, tmp_path, monkeypatch
+):
+    """What is written is the state of its step, however far training has come meanwhile."""
+    write, seen = catalogue.write_rank_file, []
+
+    def write_later(folder, *arguments):
+        deadline = time.monotonic() + 20
+        while folder.name.startswith("checkpoint-00000004") and time.monotonic() < deadline:
+            if max(runner.losses(), default=0) >= 7:
+                seen.append("step 7 was done before")
+                break
+            time.sleep(0.01)
+        return write(folder, *arguments)
+
+    monkeypatch.setattr(catalogue, "write_rank_file", write_later)
+    runner = Runner(dataset, make_settings(dataset), tmp_path)
+    with pytest.raises(KilledError):
+        runner.run(break_at=7)
+    assert wait_for(lambda: Catalogue(tmp_path).newest())
+    assert seen
+    runner.run()
+    assert runner.losses() == undisturbed.losses()
+
+
+def wait_for(find):
+    deadline = time.monotonic() + 20
+    while not find() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return find()
