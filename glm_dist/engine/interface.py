@@ -84,6 +84,9 @@ class Engine(Protocol):
     def full_weights(self) -> dict[str, Tensor] | None:
         """fp32 weights on the host by name, on rank 0; None elsewhere. All ranks call it."""
 
+    def replica_hash(self) -> str:
+        """Hash of this rank's copy of the weights, empty where ranks hold shares and no copies."""
+
     def forward_seconds(self) -> float:
         """Seconds this rank's forward passes took since this was last asked.
 

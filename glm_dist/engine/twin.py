@@ -27,6 +27,7 @@ from glm_dist.engine.optimizer import (
 )
 from glm_dist.engine.settings import EngineSettings
 from glm_dist.engine.timer import ForwardTimer
+from glm_dist.engine.weights import hash_tensors
 from glm_dist.model.batch import Batch, LossOutput
 
 
@@ -112,6 +113,10 @@ class TwinEngine:
         """See `Engine`."""
         share = even_share(self._fragments(), self.rank, self.world_size)
         return gather_weights(share, self.parameter_shapes, self.rank, self.device)
+
+    def replica_hash(self) -> str:
+        """See `Engine`."""
+        return hash_tensors(self._weights)
 
     def forward_seconds(self) -> float:
         """See `Engine`."""

@@ -1,8 +1,11 @@
 """Finished weights as one safetensors file, for inference, export and other tools."""
 
+import hashlib
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -54,3 +57,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
             f"{path}: cannot be read as model weights ({error}); give a folder with "
             f"{WEIGHTS_NAME} or such a file"
         ) from None
+
+
+def hash_tensors(tensors: Iterable[Tensor]) -> str:
+    """Of their bytes, in hex; each is copied to the host for it."""
+    digest = hashlib.blake2b(digest_size=16)
+    for tensor in tensors:
+        flat = tensor.detach().reshape(-1).view(torch.uint8).cpu().numpy()
+        digest.update(flat.data)
+    return digest.hexdigest()

@@ -29,6 +29,7 @@ from glm_dist.engine.seam import (
 )
 from glm_dist.engine.settings import EngineSettings
 from glm_dist.engine.timer import ForwardTimer
+from glm_dist.engine.weights import hash_tensors
 from glm_dist.model.batch import Batch, LossOutput
 
 
@@ -101,6 +102,12 @@ class ZeroEngine:
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
         return gather_weights(self._share(), self.parameter_shapes, self.rank, self.device)
+
+    def replica_hash(self) -> str:
+        """See `Engine`."""
+        if self._settings.zero_stage == 3:
+            return ""
+        return hash_tensors(self._engine.module.parameters())
 
     def forward_seconds(self) -> float:
         """See `Engine`."""

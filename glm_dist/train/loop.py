@@ -22,6 +22,7 @@ from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.guard import Guard, Verdict
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.schedule import learning_rate
+from glm_dist.train.self_check import check_ranks, is_check_due
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending, Rewind, TrainState
 from glm_dist.train.stragglers import Stragglers
@@ -65,6 +66,8 @@ def train(run: Run) -> Ending:
         run.clock.enter("data")
         rows = run.stream.next_step()
         run.clock.enter("compute")
+        if is_check_due(settings.guard.check_every_steps, state.step):
+            check_ranks(run.engine, rows, state.step)
         with naming_rows(state.step, rows):
             totals = count(rows, run.boundary)
             stopping = totals.stop

@@ -91,6 +91,9 @@ class GuardSettings(Settings):
     """Steps' worth of rows, from the first bad step on, that it then leaves out for good."""
     max_rewinds: int = Field(3, ge=0)
     """Times a run goes back before it gives up."""
+    check_every_steps: int = Field(0, ge=0)
+    """Steps between checks for silent corruption: ranks compare their weights, and each computes a
+    micro-batch's losses twice; 0 for none."""
 
 
 class WorkerRange(Settings):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import torch.distributed as dist
 from torch import nn
 
@@ -16,6 +17,7 @@ from glm_dist.data.rows import RowBuilder, Rows, RowSettings
 from glm_dist.data.shards import SCHEMA_VERSION, Document, TokenDataset, write_manifest, write_shard
 from glm_dist.engine import Engine, EngineSettings
 from glm_dist.engine.storage import hash_file
+from glm_dist.errors import StepFailedError
 from glm_dist.metrics.sinks import SinkSettings, read_metrics
 from glm_dist.model import ModelSettings
 from glm_dist.objective import ObjectiveSettings
@@ -240,3 +242,35 @@ def train_with_a_slow_rank(dataset_folder: str, folder: str, settings: PretrainS
 
     worker.build_engine = build_slow_engine
     runner.run()
+
+
+def train_with_a_flipped_bit(
+    dataset_folder: str, folder: str, settings: PretrainSettings, flips_at: int | None
+) -> str:
+    """Train; before step `flips_at` one bit of one weight of rank 1 changes. What came of it."""
+    runner = Runner(TokenDataset.open(dataset_folder), settings, Path(folder))
+    weights: list[nn.Parameter] = []
+    build = worker.build_engine
+
+    def build_and_remember(build_model: Callable[[], nn.Module], options: EngineSettings) -> Engine:
+        def build_remembered() -> nn.Module:
+            model = build_model()
+            weights.extend(model.parameters())
+            return model
+
+        return build(build_remembered, options)
+
+    batches = runner.batches
+
+    def flipping_batches(state: TrainState) -> Iterator[Rows]:
+        for number, rows in enumerate(batches(state)):
+            if flips_at is not None and number == 2 * flips_at and runner.rank == 1:
+                weights[2].data.view(-1)[3:4].view(torch.int32).bitwise_xor_(1 << 9)
+            yield rows
+
+    worker.build_engine = build_and_remember
+    runner.batches = flipping_batches  # type: ignore[method-assign]
+    try:
+        return runner.run().kind
+    except StepFailedError as error:
+        return str(error)
