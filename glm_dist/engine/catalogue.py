@@ -3,8 +3,11 @@
 It stands apart because it alone decides; nothing else looks at folder names or dates.
 """
 
+import contextlib
+import json
 import logging
 import re
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ from glm_dist.engine.storage import (
     read_json_lines,
     remove_folder,
     rename_folder,
+    write_json,
 )
 from glm_dist.errors import CheckpointError
 
@@ -37,6 +41,10 @@ Exchange = Callable[[Any], list[Any]]
 """Gives a small object of every rank to every rank, in rank order; a barrier too."""
 
 LINEAGE_NAME = "lineage.jsonl"
+LEASES = "leases"
+LEASE_SECONDS = 3600.0
+SCORE_KEY = "score"
+"""Entry of a checkpoint's state by which one is the best; lower is better."""
 _NAME = re.compile(r"checkpoint-(\d{8,})")
 
 
@@ -146,6 +154,25 @@ class Catalogue:
             )
         return None
 
+    @contextlib.contextmanager
+    def lease(self, seconds: float = LEASE_SECONDS) -> Iterator[Checkpoint | None]:
+        """The newest whole checkpoint, which nobody removes inside the block.
+
+        For readers beside a training run, such as an export. A reader that dies holds it for
+        `seconds` at most.
+        """
+        checkpoint = self.newest()
+        if checkpoint is None:
+            yield None
+            return
+        note = self.run_folder / LEASES / f"{checkpoint.folder.name}.{uuid.uuid4().hex[:12]}.json"
+        note.parent.mkdir(exist_ok=True)
+        write_json(note, {"until": time.time() + seconds})
+        try:
+            yield checkpoint
+        finally:
+            note.unlink(missing_ok=True)
+
     def set_damaged_aside(self) -> None:
         """Verify all that is on the lineage; what is damaged gets a name that says so."""
         for folder in list(self._candidates()):
@@ -235,14 +262,26 @@ class Catalogue:
     def _prune(self) -> None:
         """Remove what is neither a milestone nor among the last whole ones; then leftovers."""
         num_kept = 0
-        for folder in list(self._candidates()):
+        folders = list(self._candidates())
+        best = self._best(folders)
+        for folder in folders:
+            is_kept = self._is_milestone(folder) or folder == best
             if num_kept >= self._keep_last:
-                if not self._is_milestone(folder):
+                if not is_kept and not self._is_leased(folder):
                     remove_folder(rename_folder(folder, f"{folder.name}.tmp-removed"))
-            elif self._verify(folder) is not None and not self._is_milestone(folder):
+            elif self._verify(folder) is not None and not is_kept:
                 num_kept += 1
         for leftover in self.run_folder.glob("checkpoint-*.tmp-*"):
             remove_folder(leftover)
+
+    def _best(self, folders: list[Path]) -> Path | None:
+        """The one with the lowest score, the latest of equals; None where none has a score."""
+        scores = {folder: score for folder in folders if (score := _score_of(folder)) is not None}
+        return min(scores, key=lambda folder: scores[folder], default=None)
+
+    def _is_leased(self, folder: Path) -> bool:
+        notes = (self.run_folder / LEASES).glob(f"{folder.name}.*.json")
+        return any(_lease_end(note) > time.time() for note in notes)
 
     def _is_milestone(self, folder: Path) -> bool:
         every = self._milestone_every_steps
@@ -275,6 +314,20 @@ def _attempt_of(folder: Path) -> str | None:
         return read_manifest(folder).attempt
     except DamagedError:
         return None
+
+
+def _score_of(folder: Path) -> float | None:
+    try:
+        return read_manifest(folder).state.get(SCORE_KEY)
+    except DamagedError:
+        return None
+
+
+def _lease_end(note: Path) -> float:
+    try:
+        return float(json.loads(note.read_text())["until"])
+    except (OSError, ValueError):
+        return 0.0  # given back just now
 
 
 @dataclass(frozen=True)

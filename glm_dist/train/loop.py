@@ -47,6 +47,12 @@ class Run:
     state: TrainState
     heldout_figures: dict[str, float] = field(default_factory=dict)
     """What the last evaluation gave."""
+    evaluated_step: int = -1
+    """When that was."""
+
+    def heldout_loss_at(self, step: int) -> float | None:
+        """The held-out loss, where it was measured at this step."""
+        return self.heldout_figures["heldout/loss"] if step == self.evaluated_step else None
 
 
 def train(run: Run) -> Ending:
@@ -189,6 +195,7 @@ def evaluate(run: Run) -> None:
         return
     run.clock.enter("evaluation")
     run.heldout_figures = run.heldout.measure(token_losses(run.engine), all_sum)
+    run.evaluated_step = run.state.step
     run.clock.enter("other")
     run.recorder.log_evaluation(run.state.step, run.heldout_figures)
 

@@ -16,6 +16,7 @@ from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.engine.catalogue import SCORE_KEY
 from glm_dist.engine.storage import append_json_line, read_json_lines
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
@@ -81,8 +82,12 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     saver = Saver(run_folder, settings.checkpoints, attempt.number)
 
     def save(current: TrainState) -> None:
-        kept = {"train": current.to_json(), "fingerprints": job.fingerprints}
-        kept["config"] = settings.model_dump(mode="json")
+        kept = {
+            "train": current.to_json(),
+            "fingerprints": job.fingerprints,
+            "config": settings.model_dump(mode="json"),
+            SCORE_KEY: run.heldout_loss_at(current.step),
+        }
         saver.save(current.step, engine, kept)
 
     schedule = RowSchedule(

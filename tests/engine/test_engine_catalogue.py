@@ -99,6 +99,29 @@ def test_the_last_ones_and_milestones_are_kept(tmp_path, engine):
     assert names(tmp_path) == [f"checkpoint-{step:08d}" for step in (3, 5, 6, 7)]
 
 
+def test_the_best_one_is_kept_and_makes_room_for_a_better_one(tmp_path, engine):
+    kept = Catalogue(tmp_path, keep_last=1)
+    for step, score in enumerate([5.0, 3.0, None, 4.0, 3.5], start=1):
+        kept.save(step, engine, {"score": score})
+    assert names(tmp_path) == ["checkpoint-00000002", "checkpoint-00000005"]
+    kept.save(6, engine, {"score": 2.0})
+    kept.save(7, engine, {"score": 2.5})
+    assert names(tmp_path) == ["checkpoint-00000006", "checkpoint-00000007"]
+
+
+def test_a_leased_one_stays_until_it_is_given_back_or_the_lease_ends(tmp_path, engine):
+    kept = save_steps(tmp_path, engine, [1], keep_last=1)
+    with Catalogue(tmp_path).lease() as checkpoint:
+        for step in (2, 3):
+            kept.save(step, engine, {})
+        assert checkpoint.folder.is_dir()
+        with Catalogue(tmp_path).lease(seconds=-1):
+            kept.save(4, engine, {})
+        assert names(tmp_path) == ["checkpoint-00000001", "checkpoint-00000004", "leases"]
+    kept.save(5, engine, {})
+    assert names(tmp_path) == ["checkpoint-00000005", "leases"]
+
+
 def test_a_damaged_one_does_not_count_as_kept(tmp_path, engine):
     save_steps(tmp_path, engine, [1, 2], keep_last=2)
     flip_bit(tmp_path / "checkpoint-00000002" / "rank-00000.safetensors")

@@ -41,17 +41,18 @@ def shoot(home, undisturbed, name, kinds, rng, waits=True):
     kills = []
     victim.wait_for(lambda: victim.step > 0)
     for kind in kinds:
-        num_attempts = len(victim.attempts())
         kill = victim.kill(kind, rng)
         kills.append(kill)
         if rng.random() < 0.2:
             time.sleep(rng.uniform(0, 8))  # the next one comes while the run is still starting
-            kill.resumed = victim.attempts()[-1]["state"]["step"]
             continue
-        victim.recover(kill, num_attempts)
+        victim.recover(kill)
         time.sleep(rng.uniform(0, 1.5))
     assert victim.job.wait(DEADLINE_SECONDS) == 0
     assert victim.losses() == undisturbed
+    attempts = victim.attempts()
+    for kill in kills:
+        kill.resumed = attempts[kill.next_attempt]["state"]["step"]
     assert not list(victim.folder.glob("*damaged*"))
     gone, alive = psutil.wait_procs(victim.seen, timeout=15)
     assert not alive

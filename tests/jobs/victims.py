@@ -49,7 +49,10 @@ class Kill:
     kind: str
     reached: int
     """Steps done when it came."""
+    next_attempt: int
+    """Number of the first attempt after it."""
     resumed: int = 0
+    """Where that one went on from."""
     seconds: float | None = None
     """Until the next step was done; None where another kill came before."""
 
@@ -128,21 +131,20 @@ class Victim:
     def kill(self, kind, rng):
         """The kill, once there is something to be killed."""
         self.wait_for(lambda: self.processes(kind))
+        num_attempts = len(self.attempts())
         victim = rng.choice(self.processes(kind))
         os.kill(victim.pid, signal.SIGKILL)
-        return Kill(kind, self.step)
+        return Kill(kind, self.step, num_attempts)
 
-    def recover(self, kill, num_attempts):
-        """Wait until a step is done in a new attempt, and fill in what the kill cost."""
+    def recover(self, kill):
+        """Wait until a step is done in a new attempt, and fill in how long that took."""
         start = time.monotonic()
-        self.wait_for(lambda: len(self.attempts()) > num_attempts)
-        kill.resumed = self.attempts()[-1]["state"]["step"]
+        self.wait_for(lambda: len(self.attempts()) > kill.next_attempt)
+        resumed = self.attempts()[-1]["state"]["step"]
         decided = (self.folder / "attempts").stat().st_mtime
         metrics = self.folder / "metrics.jsonl"
         self.wait_for(
-            lambda: (
-                metrics.exists() and metrics.stat().st_mtime > decided and self.step > kill.resumed
-            )
+            lambda: metrics.exists() and metrics.stat().st_mtime > decided and self.step > resumed
         )
         kill.seconds = time.monotonic() - start
 
