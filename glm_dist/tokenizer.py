@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import sentencepiece
@@ -216,6 +216,69 @@ class Tokenizer:
             else:
                 run.append(token)
         return "".join([*parts, self._processor.decode(run)])
+
+    def to_huggingface(self) -> dict[str, Any]:
+        """`tokenizer.json` and its settings, which transformers opens; ids are the same.
+
+        There a role's name in a text means the role, as is usual for such files. A model that was
+        not trained as unigram has no such form, and gives nothing.
+        """
+        if not self._has_scores():
+            return {}
+        ids = range(self.vocab_size)
+        pieces = [self._processor.id_to_piece(token) for token in ids]
+        added = [
+            {
+                "id": token,
+                "content": pieces[token],
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": pieces[token] != "\n",
+            }
+            for token in sorted({*self.special_ids.tolist(), pieces.index("\n")})
+        ]
+        vocabulary = [[pieces[token], self._processor.get_score(token)] for token in ids]
+        space, mark = {"String": " "}, {"String": "\u2581"}
+        tokenizer = {
+            "version": "1.0",
+            "truncation": None,
+            "padding": None,
+            "added_tokens": added,
+            "normalizer": {"type": "Replace", "pattern": space, "content": "\u2581"},
+            "pre_tokenizer": None,
+            "post_processor": None,
+            "decoder": {
+                "type": "Sequence",
+                "decoders": [
+                    {"type": "Replace", "pattern": mark, "content": " "},
+                    {"type": "ByteFallback"},
+                    {"type": "Fuse"},
+                ],
+            },
+            "model": {
+                "type": "Unigram",
+                "unk_id": self.special.unk,
+                "vocab": vocabulary,
+                "byte_fallback": True,
+            },
+        }
+        settings = {
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "pad_token": PIECES["pad"],
+            "unk_token": PIECES["unk"],
+            "eos_token": PIECES["eos"],
+            "mask_token": PIECES["mask"],
+            "clean_up_tokenization_spaces": False,
+        }
+        return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
+
+    def _has_scores(self) -> bool:
+        """Whether pieces carry log-probabilities; merges of a BPE model count down from zero."""
+        plain = [t for t in range(self.vocab_size) if not self._processor.is_byte(t)]
+        scores = [self._processor.get_score(t) for t in plain if not self._processor.is_control(t)]
+        return any(score != round(score) for score in scores)
 
     def _is_control(self, piece: str) -> bool:
         token = self._processor.piece_to_id(piece)

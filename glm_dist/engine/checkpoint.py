@@ -22,6 +22,7 @@ from glm_dist.engine.interface import STATE_KEYS, Engine, Slice
 from glm_dist.engine.snapshot import SliceSource
 from glm_dist.engine.storage import flush_to_disk, hash_file, write_json
 from glm_dist.errors import CheckpointError
+from glm_dist.model.weight_files import make_readable
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -75,6 +76,7 @@ def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRec
         for key in STATE_KEYS:
             tensors[f"{key}/{piece.name}"] = piece.tensors[key].detach().cpu().contiguous()
     save_file(tensors, path, metadata={_INDEX_KEY: json.dumps(index)})
+    make_readable(path)
     flush_to_disk(path)
     return FileRecord(path.name, os.path.getsize(path), hash_file(path))
 

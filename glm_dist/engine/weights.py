@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from glm_dist.engine.storage import flush_to_disk
-from glm_dist.errors import CheckpointError
+from glm_dist.errors import CheckpointError, ModelError
+from glm_dist.model.weight_files import WeightFolder, make_readable
 
 WEIGHTS_NAME = "model.safetensors"
 
@@ -33,6 +34,7 @@ def save_weights(
     try:
         contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
         save_file(contiguous, temporary, metadata={"format": "pt", **(metadata or {})})
+        make_readable(temporary)
         flush_to_disk(temporary)
         temporary.replace(path)
     finally:
@@ -48,11 +50,12 @@ def load_weights(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: when there is none or it cannot be read.
     """
     path = Path(path)
-    if path.is_dir():
-        path = path / WEIGHTS_NAME
     try:
+        if path.is_dir():
+            folder = WeightFolder(path)
+            return {name: folder[name] for name in folder.shapes}
         return load_file(path)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ModelError) as error:
         raise CheckpointError(
             f"{path}: cannot be read as model weights ({error}); give a folder with "
             f"{WEIGHTS_NAME} or such a file"

@@ -5,6 +5,7 @@ Field and weight names are those of GLM_SPEC 2.4 and 2.5; nothing of transformer
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -152,18 +153,87 @@ def config_from_settings(
     }
 
 
+PREFIX_FILE = "modeling_glm_prefix.py"
+_PREFIX_FIELDS = (
+    "num_layers",
+    "hidden_size",
+    "num_heads",
+    "ffn_hidden_size",
+    "vocab_size",
+    "max_position_embeddings",
+    "mlp",
+    "norm",
+    "residual",
+    "sandwich_norm",
+    "query_key_norm",
+    "bias",
+    "tied_embeddings",
+    "positions",
+    "rotary_base",
+    "rotary_scaling",
+    "layernorm_epsilon",
+    "causal",
+)
+
+
+def prefix_config(
+    settings: ModelSettings, dtype: torch.dtype, **special_ids: Any
+) -> dict[str, Any]:
+    """`config.json` of any model of ours, for the modelling file that is exported beside it."""
+    module = PREFIX_FILE.removesuffix(".py")
+    model_class = f"{module}.GLMPrefixModel"
+    return {
+        "architectures": ["GLMPrefixModel"],
+        "model_type": "glm_prefix",
+        "auto_map": {
+            "AutoConfig": f"{module}.GLMPrefixConfig",
+            "AutoModel": model_class,
+            "AutoModelForCausalLM": model_class,
+        },
+        **{name: getattr(settings, name) for name in _PREFIX_FIELDS},
+        "num_kv_heads": settings.kv_heads,
+        "head_dim": settings.head_size,
+        "dtype": str(dtype).removeprefix("torch."),
+        **special_ids,
+    }
+
+
+def prefix_settings(config: Mapping[str, Any]) -> ModelSettings:
+    """The settings of a model that `prefix_config` described.
+
+    Raises:
+        ModelError: naming each field that is missing.
+    """
+    names = (*_PREFIX_FIELDS, "num_kv_heads", "head_dim")
+    missing = [name for name in names if name not in config]
+    if missing:
+        raise ModelError(f"config.json: {', '.join(missing)} is missing")
+    fields = {name: config[name] for name in names}
+    return ModelSettings(preset=None, pad_vocab_multiple=1, **fields)
+
+
+def prefix_source() -> str:
+    """The modelling file, which needs nothing of this package."""
+    return (Path(__file__).parent / PREFIX_FILE).read_text(encoding="utf-8")
+
+
+def without_padding(
+    weights: Iterator[tuple[str, Tensor]], settings: ModelSettings
+) -> Iterator[tuple[str, Tensor]]:
+    """Our tensors under their own names, rows past the vocabulary left out."""
+    for name, tensor in weights:
+        is_table = name in ("word_embeddings.weight", "output_layer.weight")
+        yield name, tensor[: settings.vocab_size] if is_table else tensor
+
+
 def to_huggingface(
     weights: Iterator[tuple[str, Tensor]], settings: ModelSettings
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors under their names: queries, keys and values parted, padded rows left out."""
-    for name, tensor in weights:
+    for name, tensor in without_padding(weights, settings):
         theirs = _their_names(name)
-        if len(theirs) > 1:
-            yield from zip(theirs, tensor.split(_qkv_rows(settings)), strict=True)
-        elif name in ("word_embeddings.weight", "output_layer.weight"):
-            yield theirs[0], tensor[: settings.vocab_size]
-        else:
-            yield theirs[0], tensor
+        rows = _qkv_rows(settings) if len(theirs) > 1 else [len(tensor)]
+        yield from zip(theirs, tensor.split(rows), strict=True)
 
 
 def from_huggingface(folder: WeightFolder, settings: ModelSettings) -> Iterator[tuple[str, Tensor]]:

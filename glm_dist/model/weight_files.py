@@ -146,6 +146,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
     total = 0
     for shard in _in_shards(tensors, shard_bytes):
         save_file(shard, folder / f"shard-{len(owners)}", metadata={"format": "pt"})
+        make_readable(folder / f"shard-{len(owners)}")
         owners.append(set(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(owners) == 1:
@@ -173,6 +174,13 @@ def _in_shards(
         size += tensor.nbytes
     if shard:
         yield shard
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the rights that any new file has; safetensors gives it to its owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
 
 
 def _write_document(path: Path, value: Any) -> None:

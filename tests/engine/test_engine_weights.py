@@ -19,7 +19,7 @@ def test_weights_come_back_as_they_were(tmp_path):
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(CheckpointError, match=r"model\.safetensors: cannot be read"):
+    with pytest.raises(CheckpointError, match="neither model.safetensors nor"):
         load_weights(tmp_path)
 
 

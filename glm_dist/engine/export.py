@@ -1,0 +1,150 @@
+"""Finished models to and from Hugging Face folders, one tensor in memory at a time."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from glm_dist.errors import ModelError
+from glm_dist.model import ModelSettings
+from glm_dist.model.huggingface import (
+    ARCHITECTURES,
+    PREFIX_FILE,
+    config_from_settings,
+    from_huggingface,
+    our_shapes,
+    prefix_config,
+    prefix_settings,
+    prefix_source,
+    settings_from_config,
+    to_huggingface,
+    without_padding,
+)
+from glm_dist.model.weight_files import WeightFolder, write_folder
+from glm_dist.tokenizer import MODEL_FILE, Tokenizer
+
+CONFIG = "config.json"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", MODEL_FILE)
+
+
+def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+    """Write a finished model as a folder that `transformers` opens; its config.json.
+
+    Causal models of GLM-4's block become `glm` or `glm4`. All others get a modelling file of their
+    own, for `trust_remote_code=True`.
+
+    Args:
+        source: a model folder, or a run folder that holds one under `model/`.
+        output: what is made; it must not exist.
+        dtype: of the weights; by default as they are.
+
+    Raises:
+        ModelError: when there is no model, or the output exists.
+    """
+    source = source / "model" if (source / "model" / CONFIG).exists() else source
+    settings, name = read_model_config(source)
+    weights = WeightFolder(source)
+    shapes = our_shapes(settings)
+    weights.check(shapes)
+    first = weights[next(iter(shapes))].dtype
+    stream = ((key, weights[key].to(dtype or first)) for key in shapes)
+    tokenizer = Tokenizer.load(source) if (source / MODEL_FILE).exists() else None
+    config, tensors = _as_theirs(settings, dtype or first, stream, _special_ids(tokenizer))
+    documents: dict[str, Any] = {
+        CONFIG: config,
+        "generation_config.json": {"do_sample": False, **_special_ids(tokenizer)},
+        "README.md": _card(name, settings, config["model_type"]),
+    }
+    if config["model_type"] not in ARCHITECTURES:
+        documents[PREFIX_FILE] = prefix_source()
+    if tokenizer is not None:
+        documents |= {MODEL_FILE: tokenizer.serialized, **tokenizer.to_huggingface()}
+    write_folder(output, tensors, documents)
+    return config
+
+
+def import_model(source: Path, output: Path) -> ModelSettings:
+    """Write a Hugging Face folder as a model folder of ours; its settings.
+
+    Raises:
+        ModelError: naming what is not computed here, and each tensor that does not fit.
+    """
+    config = _read_config(source)
+    weights = WeightFolder(source)
+    if config.get("model_type") == "glm_prefix":
+        settings = prefix_settings(config)
+        shapes = our_shapes(settings)
+        weights.check(shapes)
+        stream: Iterator[tuple[str, Tensor]] = ((name, weights[name]) for name in shapes)
+    else:
+        settings = settings_from_config(config)
+        stream = from_huggingface(weights, settings)
+    documents: dict[str, Any] = {
+        name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).exists()
+    }
+    documents[CONFIG] = {"model": settings.model_dump(mode="json"), "name": source.name}
+    write_folder(output, stream, documents)
+    return settings
+
+
+def read_model_config(folder: Path) -> tuple[ModelSettings, str]:
+    """Settings and name of a model folder of ours.
+
+    Raises:
+        ModelError: when it is none.
+    """
+    config = _read_config(folder)
+    try:
+        return ModelSettings(**config["model"]), str(config.get("name", folder.name))
+    except (KeyError, TypeError, ValidationError) as error:
+        raise ModelError(
+            f"{folder / CONFIG}: describes no model of glm_dist ({error}); give the folder of a "
+            "run that has ended, or its model/"
+        ) from None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder / CONFIG}: cannot be read ({error})") from None
+    if not isinstance(config, dict):
+        raise ModelError(f"{folder / CONFIG}: is no JSON object")
+    return config
+
+
+def _as_theirs(
+    settings: ModelSettings,
+    dtype: torch.dtype,
+    stream: Iterator[tuple[str, Tensor]],
+    special_ids: dict[str, int],
+) -> tuple[dict[str, Any], Iterator[tuple[str, Tensor]]]:
+    try:
+        config = config_from_settings(settings, dtype, **special_ids)
+    except ModelError:
+        return prefix_config(settings, dtype, **special_ids), without_padding(stream, settings)
+    return config, to_huggingface(stream, settings)
+
+
+def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
+    if tokenizer is None:
+        return {}
+    special = tokenizer.special
+    return {"pad_token_id": special.pad, "eos_token_id": special.eop, "bos_token_id": special.sop}
+
+
+def _card(name: str, settings: ModelSettings, kind: str) -> str:
+    trust = "" if kind in ARCHITECTURES else ", trust_remote_code=True"
+    return (
+        f"---\nlibrary_name: transformers\ntags: [glm]\n---\n\n# {name}\n\n"
+        f"A GLM of {settings.num_parameters:,} parameters, {settings.num_layers} layers of width "
+        f"{settings.hidden_size}, vocabulary {settings.vocab_size:,}; "
+        f"{'causal' if settings.causal else 'its prompt is seen in both directions'}.\n\n"
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f'model = AutoModelForCausalLM.from_pretrained("."{trust})\n'
+        'tokenizer = AutoTokenizer.from_pretrained(".")\n```\n'
+    )

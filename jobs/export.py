@@ -1,0 +1,46 @@
+#!/usr/bin/env python3
+"""Write a finished model as a Hugging Face folder.
+
+python jobs/export.py --model runs/demo --output exports/demo
+"""
+
+import argparse
+import sys
+
+from _job import quiet
+
+from glm_dist.config import output_path
+from glm_dist.errors import GlmDistError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def main() -> int:
+    """Export and say where; the exit code is 2 for a mistake of the user."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="a run's folder, or a model's")
+    parser.add_argument("--output", required=True, help="folder to be made")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they are")
+    arguments = parser.parse_args()
+    quiet()
+    import torch
+
+    from glm_dist.engine.export import export_model
+
+    dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
+    output = output_path(arguments.output)
+    try:
+        config = export_model(output_path(arguments.model), output, dtype)
+    except GlmDistError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    print(f"exported     {output}, as {config['architectures'][0]} in {config['dtype']}")
+    print(f'next         transformers.AutoModelForCausalLM.from_pretrained("{output}"{trust})')
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
