@@ -4,6 +4,7 @@ Machines that compute wrongly without an error are rare and ruinous; both checks
 """
 
 import socket
+from collections import Counter
 
 import torch
 
@@ -17,19 +18,20 @@ def check_ranks(engine: Engine, rows: StepRows, step: int) -> None:
     """Compare weights over ranks, and one micro-batch's losses over two runs; a collective.
 
     Raises:
-        StepFailedError: on all ranks, naming those that differ from the most, or from themselves.
+        StepFailedError: on all ranks, naming those that differ from the most, or from themselves;
+            all of them where no weights are those of the most.
     """
     batch, _ = next(rows.batches(engine.device))
     first, again = (engine.evaluate(batch).token_losses for _ in range(2))
     own = (engine.replica_hash(), torch.equal(first, again), socket.gethostname())
     found = exchange_objects(own)
-    hashes = [weights for weights, _, _ in found]
-    usual = max(set(hashes), key=hashes.count)
+    usual, count = Counter(weights for weights, _, _ in found).most_common(1)[0]
+    has_majority = 2 * count > len(found)
     problems = [
         f"rank {rank} on {host} {what}"
         for rank, (weights, repeats, host) in enumerate(found)
         for is_wrong, what in (
-            (weights != usual, "holds other weights than the most"),
+            (weights != usual or not has_majority, "holds weights that most ranks do not"),
             (not repeats, "computes other losses of the same rows the second time"),
         )
         if is_wrong

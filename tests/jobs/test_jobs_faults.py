@@ -1,7 +1,7 @@
 """SIGKILL at seeded random moments: ranks, the driver, the controller of Ray Train, time and again.
 
-The slow tier kills fifty times (GLM_DIST_FAULT_TRIALS changes that), the fast one once of each
-kind. Whatever is killed, the run goes on by itself and its losses are those of an undisturbed one.
+The slow tier kills fifty times (GLM_DIST_FAULT_TRIALS changes that), the fast one a rank and a
+driver. Whatever is killed, the run goes on by itself and its losses are those of an undisturbed one.
 """
 
 import json
@@ -93,10 +93,10 @@ def check(kills, faults, allowed=CHECKPOINT_STEPS):
         print(f"{kind}: {len(group)} kills, {counts}, median restart {middle}")
 
 
-def test_one_kill_of_each_kind_changes_no_loss(home, undisturbed, faults):
+def test_a_killed_rank_and_a_killed_driver_change_no_loss(home, undisturbed, faults):
     """Of a run that saves in the background: a checkpoint may be lost while it is written."""
-    kinds = ["rank", "driver", "controller"]
-    kills, _ = shoot(home, undisturbed(450), "each", kinds, random.Random(99), waits=False)
+    kinds = ["rank", "driver"]
+    kills, _ = shoot(home, undisturbed(300), "each", kinds, random.Random(99), waits=False)
     check(kills, faults, allowed=2 * CHECKPOINT_STEPS)
 
 

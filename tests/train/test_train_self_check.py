@@ -32,5 +32,5 @@ def test_a_bit_that_flips_in_one_ranks_weights_is_found_at_the_next_check(
         assert ended == ["finished", "finished"]
     else:
         assert ended[0] == ended[1]
-        assert ended[0].startswith("step 10: rank")
-        assert "holds other weights than the most" in ended[0]
+        assert ended[0].startswith("step 10: rank 0")  # of two, either may be wrong
+        assert ended[0].count("holds weights that most ranks do not") == 2
