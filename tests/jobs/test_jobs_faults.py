@@ -1,7 +1,7 @@
 """SIGKILL at seeded random moments: ranks, the driver, the controller of Ray Train, time and again.
 
 The slow tier kills fifty times (GLM_DIST_FAULT_TRIALS changes that), the fast one a rank and a
-driver. Whatever is killed, the run goes on by itself and its losses are those of an undisturbed one.
+driver. Whatever is killed, the run goes on by itself, with the losses of an undisturbed one.
 """
 
 import json
