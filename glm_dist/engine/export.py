@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from glm_dist.errors import ModelError
-from glm_dist.model import ModelSettings
+from glm_dist.model import ModelSettings, chatglm
 from glm_dist.model.huggingface import (
     ARCHITECTURES,
     PREFIX_FILE,
@@ -80,6 +80,9 @@ def import_model(source: Path, output: Path) -> ModelSettings:
         shapes = our_shapes(settings)
         weights.check(shapes)
         stream: Iterator[tuple[str, Tensor]] = ((name, weights[name]) for name in shapes)
+    elif config.get("model_type") == chatglm.MODEL_TYPE:
+        settings = chatglm.settings_from_config(config)
+        stream = chatglm.from_chatglm(weights, our_shapes(settings))
     else:
         settings = settings_from_config(config)
         stream = from_huggingface(weights, settings)

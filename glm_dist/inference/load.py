@@ -18,6 +18,15 @@ def load_model(folder: str | Path) -> tuple[GLM, Tokenizer]:
     folder = Path(folder).expanduser()
     if (folder / "model" / "config.json").exists():
         folder = folder / "model"
+    return read_model(folder), Tokenizer.load(folder)
+
+
+def read_model(folder: Path) -> GLM:
+    """The model of a model folder, which may have come without a tokenizer of ours.
+
+    Raises:
+        CheckpointError: when there is no finished model.
+    """
     try:
         config = json.loads((folder / "config.json").read_text())
         settings = ModelSettings(**config["model"])
@@ -28,4 +37,4 @@ def load_model(folder: str | Path) -> tuple[GLM, Tokenizer]:
         ) from None
     model = GLM(settings)
     model.load_state_dict(load_weights(folder))
-    return model.eval(), Tokenizer.load(folder)
+    return model.eval()

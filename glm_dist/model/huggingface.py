@@ -67,8 +67,8 @@ def settings_from_config(config: Mapping[str, Any]) -> ModelSettings:
     kind = config.get("model_type")
     if kind not in ARCHITECTURES:
         raise ModelError(
-            f"model_type: got {kind!r}, this reads {' and '.join(ARCHITECTURES)}; convert other "
-            "models with their own tools first"
+            f"model_type: got {kind!r}, this reads {', '.join(ARCHITECTURES)}, chatglm and what "
+            "it wrote itself; convert other models with their own tools first"
         )
     rope = {**config, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
     share = rope.get("partial_rotary_factor", ROTATED_SHARE)
