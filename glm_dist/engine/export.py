@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from glm_dist.errors import ModelError
-from glm_dist.model import ModelSettings, chatglm
+from glm_dist.model import ModelSettings, chatglm, load_reference_weights
 from glm_dist.model.huggingface import (
     ARCHITECTURES,
     PREFIX_FILE,
@@ -24,6 +24,7 @@ from glm_dist.model.huggingface import (
     to_huggingface,
     without_padding,
 )
+from glm_dist.model.reference_files import find_reference_files, read_reference_files
 from glm_dist.model.weight_files import WeightFolder, write_folder
 from glm_dist.tokenizer import MODEL_FILE, Tokenizer
 
@@ -68,11 +69,17 @@ def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -
 
 
 def import_model(source: Path, output: Path) -> ModelSettings:
-    """Write a Hugging Face folder as a model folder of ours; its settings.
+    """Write a folder of Hugging Face or of the 2021 reference as one of ours; its settings.
 
     Raises:
         ModelError: naming what is not computed here, and each tensor that does not fit.
     """
+    files = find_reference_files(source)
+    if files:
+        model = load_reference_weights(read_reference_files(files))
+        config = {CONFIG: _own_config(model.settings, source)}
+        write_folder(output, iter(model.state_dict().items()), config)
+        return model.settings
     config = _read_config(source)
     weights = WeightFolder(source)
     if config.get("model_type") == "glm_prefix":
@@ -86,12 +93,16 @@ def import_model(source: Path, output: Path) -> ModelSettings:
     else:
         settings = settings_from_config(config)
         stream = from_huggingface(weights, settings)
-    documents: dict[str, Any] = {
+    documents: dict[str, Any] = {CONFIG: _own_config(settings, source)}
+    documents |= {
         name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).exists()
     }
-    documents[CONFIG] = {"model": settings.model_dump(mode="json"), "name": source.name}
     write_folder(output, stream, documents)
     return settings
+
+
+def _own_config(settings: ModelSettings, source: Path) -> dict[str, Any]:
+    return {"model": settings.model_dump(mode="json"), "name": source.name}
 
 
 def read_model_config(folder: Path) -> tuple[ModelSettings, str]:

@@ -398,7 +398,8 @@ def _inside(error: BaseException) -> list[BaseException]:
     while causes:
         cause = causes.pop()
         seen.append(cause)
-        causes += [c for c in (cause.__cause__, getattr(cause, "cause", None)) if c is not None]
+        names = ("__cause__", "cause", "health_check_failure")
+        causes += [inner for name in names if (inner := getattr(cause, name, None)) is not None]
     return seen
 
 
