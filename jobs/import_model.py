@@ -1,5 +1,8 @@
 #!/usr/bin/env python3
-"""Read a Hugging Face folder of a `glm` or `glm4` model, or an export of ours, as a model of ours.
+"""Read a model that others have saved, as a model of ours.
+
+It may be a Hugging Face folder of `glm` or `glm4`, one of ChatGLM2, ChatGLM3 or GLM-4 in their own
+layout, a checkpoint of the 2021 reference, or an export of ours.
 
 python jobs/import_model.py --source THUDM/glm-4-9b-chat-hf --output models/glm-4-9b-chat
 """
@@ -19,7 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--source", required=True, help="folder with config.json and safetensors")
+    parser.add_argument("--source", required=True, help="the folder that was saved")
     parser.add_argument("--output", required=True, help="folder to be made")
     arguments = parser.parse_args()
     quiet()
