@@ -46,7 +46,7 @@ def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -
     Raises:
         ModelError: when there is no model, or the output exists.
     """
-    source = source / "model" if (source / "model" / CONFIG).exists() else source
+    source = model_folder(source)
     settings, name = read_model_config(source)
     weights = WeightFolder(source)
     shapes = our_shapes(settings)
@@ -103,6 +103,11 @@ def import_model(source: Path, output: Path) -> ModelSettings:
 
 def _own_config(settings: ModelSettings, source: Path) -> dict[str, Any]:
     return {"model": settings.model_dump(mode="json"), "name": source.name}
+
+
+def model_folder(path: Path) -> Path:
+    """The folder of a finished model: this one, or the one that a run left inside it."""
+    return path / "model" if (path / "model" / CONFIG).exists() else path
 
 
 def read_model_config(folder: Path) -> tuple[ModelSettings, str]:

@@ -32,6 +32,7 @@ from glm_dist.data.shards import TokenDataset
 from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedError
 from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
 from glm_dist.train.heartbeat import HangDetector, Sign, write_stacks
+from glm_dist.train.initial import check_initial
 from glm_dist.train.settings import PretrainSettings, WorkerSettings
 from glm_dist.train.state import Ending
 from glm_dist.train.supervise import (
@@ -92,6 +93,7 @@ def launch(settings: PretrainSettings) -> Launched:
     """
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
+    check_initial(settings, dataset.tokenizer)
     run_folder = settings.run_path
     claim_run_folder(run_folder, settings)
     choose_world_size(settings, room_for_workers(settings.workers, staying_nodes()))

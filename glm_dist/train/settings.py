@@ -143,6 +143,9 @@ class PretrainSettings(Settings):
     """Where everything of the run lies; below GLM_DIST_HOME if relative; runs/<name> by default."""
     dataset: str = "data/sample"
     """Folder made by prepare_data; below GLM_DIST_HOME if relative."""
+    init_from: str | None = None
+    """A finished model, or the run that made it, whose weights this run begins with; below
+    GLM_DIST_HOME if relative. Rows of a longer position table or a larger vocabulary begin anew."""
     seed: int = 1234
     """Seed of weights, row order, spans and dropout."""
     duration: DurationSettings = DurationSettings(num_steps=600)

@@ -27,6 +27,7 @@ from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
 from glm_dist.train.goodput import account
 from glm_dist.train.heartbeat import Heartbeat
+from glm_dist.train.initial import build_initial
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.saver import Saver
@@ -71,8 +72,12 @@ def run_rank(job: Job, boundary: Boundary, attempt: Attempt) -> Ending:
 def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Ending:
     settings, run_folder = job.settings, Path(job.run_folder)
     earlier_wall = wall_seconds(run_folder)
-    engine = build_engine(lambda: build_model(settings.model), settings.engine)
     checkpoint = attempt.open_checkpoint()
+    engine = build_engine(
+        # A checkpoint brings weights of its own.
+        lambda: build_initial(settings) if checkpoint is None else build_model(settings.model),
+        settings.engine,
+    )
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
     state = attempt.train_state
