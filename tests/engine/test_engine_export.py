@@ -20,7 +20,7 @@ from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 ROOT = Path(__file__).parents[2]
 TEXTS = [
     "The list returns its items in order.\n",
-    "Der Wert ist außerhalb; naïve façade, 漢字 😀\tend.",
+    "Der Wert bleibt außerhalb; naïve façade, 漢字 😀\tend.",
     "  two  spaces, [MASK-like] text and numbers 3.14159",
 ] * 40
 SHAPE = {"num_layers": 2, "hidden_size": 48, "num_heads": 6, "ffn_hidden_size": 80}
