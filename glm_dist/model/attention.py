@@ -7,14 +7,14 @@ should know: a layer calls `attend(query, key, value)`, whatever is behind it.
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from glm_dist.model.settings import ModelSettings
-from glm_dist.objective.visibility import dense_mask, flex_mask_mod
+from glm_dist.objective.visibility import dense_mask, flex_mask_mod, visible
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +24,8 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 Where there are fewer key than query heads, each serves as many neighbouring query heads."""
 
 FLEX_BLOCK_TOKENS = 128  # side of the blocks that flex attention skips whole
+TILE_TOKENS = 128  # queries of a tile on the processor
+TILED_SHARE = 0.8  # of all pairs of a row that tiles may compute at most, to be worth their calls
 
 
 def build_attend(
@@ -33,10 +35,12 @@ def build_attend(
     obstacle = _flex_obstacle(settings, segment_ids, training)
     if settings.attention == "flex" and obstacle:
         _warn_once(f"model.attention is flex, but {obstacle}; sdpa is used instead")
-    if settings.attention == "sdpa" or obstacle:
-        dropout = settings.attention_dropout if training else 0.0
-        return dense_attend(dense_mask(segment_ids, prefix_ends)[:, None], dropout)
-    return _flex_attend(segment_ids, prefix_ends)
+    if settings.attention != "sdpa" and not obstacle:
+        return _flex_attend(segment_ids, prefix_ends)
+    dropout = settings.attention_dropout if training else 0.0
+    if tiles := _plan_tiles(segment_ids, prefix_ends):
+        return _tiled_attend(segment_ids, prefix_ends, tiles, dropout)
+    return dense_attend(dense_mask(segment_ids, prefix_ends)[:, None], dropout)
 
 
 def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
@@ -57,6 +61,85 @@ def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
         return F.scaled_dot_product_attention(query, key, value, bias, dropout)
 
     return attend
+
+
+class _Tile(NamedTuple):
+    """Neighbouring queries of one row and all keys that any of them sees, as row indices."""
+
+    row: int
+    start: int
+    stop: int
+    first_key: int
+    last_key: int
+
+
+def _plan_tiles(segment_ids: Tensor, prefix_ends: Tensor) -> list[_Tile]:
+    """Tiles of rows [B, S] in their order; empty where tiles would not pay.
+
+    They pay where most pairs of a row do not see each other, and where the host knows the ids.
+    """
+    rows, length = segment_ids.shape
+    if segment_ids.device.type != "cpu" or length <= TILE_TOKENS:
+        return []
+    index = torch.arange(length).expand(rows, length)
+    is_first = torch.ones(rows, length, dtype=torch.bool)
+    is_first[:, 1:] = segment_ids[:, 1:] != segment_ids[:, :-1]
+    firsts = torch.where(is_first, index, 0).cummax(1).values[:, ::TILE_TOKENS]
+    ends = torch.maximum(index + 1, prefix_ends).split(TILE_TOKENS, dim=1)
+    lasts = torch.stack([part.amax(1) for part in ends], dim=1)
+    tiles = [
+        _Tile(row, start, min(start + TILE_TOKENS, length), *keys)
+        for row, pairs in enumerate(torch.stack([firsts, lasts], dim=-1).tolist())
+        for start, keys in zip(range(0, length, TILE_TOKENS), pairs, strict=True)
+    ]
+    pairs = sum((tile.stop - tile.start) * (tile.last_key - tile.first_key) for tile in tiles)
+    return tiles if pairs <= TILED_SHARE * rows * length**2 else []
+
+
+def _tiled_attend(
+    segment_ids: Tensor, prefix_ends: Tensor, tiles: list[_Tile], dropout: float
+) -> Attend:
+    """Attention tile by tile, so that a packed row does not pay for what its samples cannot see.
+
+    The scores of a tile also stay in the processor's cache, which those of a batch do not.
+    """
+    kernels = [dense_attend(_tile_mask(tile, segment_ids, prefix_ends), dropout) for tile in tiles]
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        rows = [states.split(1) for states in (key, value)]
+        parts = [part for row in query.split(1) for part in row.split(TILE_TOKENS, dim=2)]
+        mixed = [
+            kernel(
+                part, *(states[tile.row][:, :, tile.first_key : tile.last_key] for states in rows)
+            )
+            for kernel, tile, part in zip(kernels, tiles, parts, strict=True)
+        ]
+        tiles_per_row = len(tiles) // len(query)
+        return torch.cat(
+            [
+                torch.cat(mixed[first : first + tiles_per_row], dim=2)
+                for first in range(0, len(mixed), tiles_per_row)
+            ]
+        )
+
+    return attend
+
+
+def _tile_mask(tile: _Tile, segment_ids: Tensor, prefix_ends: Tensor) -> Tensor:
+    """Queries of the tile by its keys, bool."""
+    row, queries, keys = (
+        tile.row,
+        slice(tile.start, tile.stop),
+        slice(tile.first_key, tile.last_key),
+    )
+    index = torch.arange(segment_ids.shape[1])
+    return visible(
+        index[queries, None],
+        index[keys],
+        segment_ids[row, queries, None],
+        segment_ids[row, keys],
+        prefix_ends[row, queries, None],
+    )
 
 
 def _share_heads(states: Tensor, query: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ that shards parameters may have given back by then.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +14,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from glm_dist.model.batch import LossOutput
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How the loss is computed, and what is minimised beside the cross-entropy."""
+
+    vocab_size: int
+    """Columns that count; padded ones past it get no probability."""
+    chunk_tokens: int = 1024
+    """Tokens whose logits exist at one time."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread evenly over the vocabulary."""
+    z_loss: float = 0.0
+    """Weight of the squared log of the softmax's denominator (PaLM, section 5)."""
 
 
 def tied_logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
@@ -38,10 +53,12 @@ def tied_cross_entropy(
     loss_mask: Tensor,
     rows: Tensor | None,
     *,
-    vocab_size: int,
-    chunk_tokens: int,
+    options: LossOptions,
 ) -> LossOutput:
-    """Summed cross-entropy of the loss-bearing tokens.
+    """Summed loss of the loss-bearing tokens, and the cross-entropy of each.
+
+    Label smoothing and z-loss belong to what is minimised, and so to the sum where it has a
+    gradient; the losses of the tokens, and sums without a gradient, are plain cross-entropies.
 
     Args:
         weight: word embedding table [V, hidden size].
@@ -49,37 +66,29 @@ def tied_cross_entropy(
         targets: ids [B, S].
         loss_mask: 0 or 1, [B, S].
         rows: what `loss_rows` says of the mask.
-        vocab_size: columns that count; padded ones past it get no probability.
-        chunk_tokens: tokens whose logits exist at one time.
+        options: how.
     """
     chosen = targets.flatten().long()
     if rows is None:
         mask = loss_mask.flatten().float()
-        flat = hidden.flatten(0, -2)
-        loss_sum, losses = _cross_entropy(weight, flat, chosen, mask, vocab_size, chunk_tokens)
+        loss_sum, losses = _cross_entropy(weight, hidden.flatten(0, -2), chosen, mask, options)
         return LossOutput(loss_sum, losses.view(targets.shape))
-    chosen = chosen[rows]
-    loss_sum, losses = _cross_entropy(weight, hidden, chosen, None, vocab_size, chunk_tokens)
+    loss_sum, losses = _cross_entropy(weight, hidden, chosen[rows], None, options)
     token_losses = losses.new_zeros(targets.numel()).index_copy_(0, rows, losses)
     return LossOutput(loss_sum, token_losses.view(targets.shape))
 
 
 def _cross_entropy(
-    weight: Tensor,
-    hidden: Tensor,
-    targets: Tensor,
-    mask: Tensor | None,
-    vocab_size: int,
-    chunk_tokens: int,
+    weight: Tensor, hidden: Tensor, targets: Tensor, mask: Tensor | None, options: LossOptions
 ) -> tuple[Tensor, Tensor]:
     """Loss sum and detached losses [N] of rows [N]; `mask` None means that all of them count."""
-    inputs = (weight, hidden, targets, mask, vocab_size, chunk_tokens)
     if torch.is_grad_enabled() and (weight.requires_grad or hidden.requires_grad):
-        loss_sum, losses = _ChunkedCrossEntropy.apply(*inputs)
+        loss_sum, losses = _ChunkedCrossEntropy.apply(weight, hidden, targets, mask, options)
         return loss_sum, losses
     losses = hidden.new_empty(len(hidden), dtype=_wide(hidden))
-    for chunk in _chunks(len(hidden), chunk_tokens):
-        losses[chunk] = _log_probabilities(*inputs[:3], chunk, vocab_size)[1]
+    for chunk in _chunks(len(hidden), options.chunk_tokens):
+        logits = _logits(weight, hidden[chunk], options.vocab_size)
+        losses[chunk] = _losses(_log_softmax(logits), targets[chunk])
     losses = losses if mask is None else losses * mask
     return losses.sum(), losses
 
@@ -94,44 +103,67 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden: Tensor,
         targets: Tensor,
         mask: Tensor | None,
-        vocab_size: int,
-        chunk_tokens: int,
+        options: LossOptions,
     ) -> tuple[Tensor, Tensor]:
         losses = hidden.new_empty(len(hidden), dtype=_wide(hidden))
+        total = losses.new_zeros(())
         grad_hidden = torch.empty_like(hidden)
         # fp32 at least, whatever the weight is: a half precision sum over chunks would drop small
         # terms, and fp16 could overflow, since the sum is not yet divided by the number of tokens.
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
-        for chunk in _chunks(len(hidden), chunk_tokens):
-            logs, losses[chunk] = _log_probabilities(weight, hidden, targets, chunk, vocab_size)
-            grad_logits = _grad_logits(logs, targets[chunk], mask if mask is None else mask[chunk])
+        for chunk in _chunks(len(hidden), options.chunk_tokens):
+            counted = None if mask is None else mask[chunk]
+            logits = _logits(weight, hidden[chunk], options.vocab_size)
+            logs = _log_softmax(logits)
+            losses[chunk] = _losses(logs, targets[chunk], counted)
+            extra, z_gradient = _regularise(logits, logs, losses[chunk], counted, options)
+            total += losses[chunk].sum() + extra
+            grad_logits = _grad_logits(logs, targets[chunk], counted, z_gradient, options)
             grad_logits = grad_logits.to(weight.dtype)
             grad_hidden[chunk] = grad_logits @ weight
             grad_weight += grad_logits.T @ hidden[chunk]
-        losses = losses if mask is None else losses * mask
         ctx.save_for_backward(grad_weight, grad_hidden)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
         ctx.set_materialize_grads(False)
-        return losses.sum(), losses
+        return total, losses
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_sum = grads[0]
         if grad_sum is None:
-            return (None,) * 6
+            return (None,) * 5
         grad_weight, grad_hidden = ctx.saved_tensors
         scaled_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
-        return scaled_weight, grad_hidden * grad_sum, None, None, None, None
+        return scaled_weight, grad_hidden * grad_sum, None, None, None
 
 
-def _log_probabilities(
-    weight: Tensor, hidden: Tensor, targets: Tensor, chunk: slice, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Log-probabilities [N, V] of one chunk in fp32 at least, and its losses [N]."""
-    logits = _logits(weight, hidden[chunk], vocab_size)
-    logs = logits.log_softmax(dim=-1, dtype=_wide(logits))
-    return logs, -logs.gather(1, targets[chunk, None]).squeeze(1)
+def _log_softmax(logits: Tensor) -> Tensor:
+    """Log-probabilities in fp32 at least."""
+    return logits.log_softmax(dim=-1, dtype=_wide(logits))
+
+
+def _losses(logs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Cross-entropies [N] of log-probabilities [N, V]; 0 where the mask is."""
+    losses = -logs.gather(1, targets[:, None]).squeeze(1)
+    return losses if mask is None else losses * mask
+
+
+def _regularise(
+    logits: Tensor, logs: Tensor, losses: Tensor, mask: Tensor | None, options: LossOptions
+) -> tuple[Tensor | float, Tensor | None]:
+    """What label smoothing and z-loss add to the sum, and the latter's factor on the softmax."""
+    share, weight = options.label_smoothing, options.z_loss
+    extra: Tensor | float = 0.0
+    if share:
+        even = -logs[:, : options.vocab_size].mean(1)
+        extra = extra + share * ((even if mask is None else even * mask) - losses).sum()
+    if not weight:
+        return extra, None
+    log_z = logits[:, 0].to(logs.dtype) - logs[:, 0]
+    squares = log_z.square()
+    extra = extra + weight * (squares if mask is None else squares * mask).sum()
+    return extra, 2 * weight * log_z
 
 
 def _logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
@@ -140,10 +172,21 @@ def _logits(weight: Tensor, hidden: Tensor, vocab_size: int) -> Tensor:
     return logits
 
 
-def _grad_logits(logs: Tensor, targets: Tensor, mask: Tensor | None) -> Tensor:
-    """Softmax minus one-hot, in the memory of `logs`."""
+def _grad_logits(
+    logs: Tensor,
+    targets: Tensor,
+    mask: Tensor | None,
+    z_gradient: Tensor | None,
+    options: LossOptions,
+) -> Tensor:
+    """Softmax minus target, in the memory of `logs`."""
     grad = logs.exp_()
-    grad.scatter_add_(1, targets[:, None], grad.new_full((len(grad), 1), -1.0))
+    if z_gradient is not None:
+        grad.mul_(1 + z_gradient[:, None])
+    share = options.label_smoothing
+    grad.scatter_add_(1, targets[:, None], grad.new_full((len(grad), 1), share - 1.0))
+    if share:
+        grad[:, : options.vocab_size] -= share / options.vocab_size
     return grad if mask is None else grad.mul_(mask[:, None])
 
 

@@ -88,6 +88,12 @@ class ModelSettings(Settings):
     nobody sees; auto: flex on CUDA where it can be used, else sdpa."""
     loss_chunk_tokens: int = Field(1024, ge=1)
     """Tokens whose logits exist at one time; smaller needs less memory, larger runs faster."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    """Share of each target that is spread evenly over the vocabulary; losses are reported without
+    it."""
+    z_loss: float = Field(0.0, ge=0)
+    """Weight of the squared log of the softmax's denominator in what is minimised, 1e-4 in PaLM,
+    against drifting logits; losses are reported without it."""
     activation_checkpointing: Literal["none", "full"] = "none"
     """full: keep only the input of each layer and compute the rest again in the backward pass,
     a third more time for a fraction of the memory."""

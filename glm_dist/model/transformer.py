@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
 from glm_dist.model.cache import KVCache
-from glm_dist.model.loss import loss_rows, tied_cross_entropy, tied_logits
+from glm_dist.model.loss import LossOptions, loss_rows, tied_cross_entropy, tied_logits
 from glm_dist.model.mlp import MLP
 from glm_dist.model.norm import build_norm
 from glm_dist.model.positions import build_rotary
@@ -38,6 +38,15 @@ class GLM(nn.Module):
         self.transformer = Transformer(settings)
         if not settings.tied_embeddings:
             self.output_layer = WordEmbeddings(settings)
+
+    @property
+    def _loss_options(self) -> LossOptions:
+        return LossOptions(
+            vocab_size=self.settings.vocab_size,
+            chunk_tokens=self.settings.loss_chunk_tokens,
+            label_smoothing=self.settings.label_smoothing,
+            z_loss=self.settings.z_loss,
+        )
 
     @property
     def head(self) -> "WordEmbeddings":
@@ -63,11 +72,7 @@ class GLM(nn.Module):
         hidden = self.transformer(
             self._embed(tokens), position_ids, block_position_ids, attend, rows=rows
         )
-        use = partial(
-            tied_cross_entropy,
-            vocab_size=settings.vocab_size,
-            chunk_tokens=settings.loss_chunk_tokens,
-        )
+        use = partial(tied_cross_entropy, options=self._loss_options)
         return self.head(use, hidden, targets, loss_mask, rows)
 
     def hidden_states(

@@ -21,7 +21,7 @@ from victims import CHECKPOINT_STEPS, DEADLINE_SECONDS, Victim, prepare
 TRIALS = int(os.environ.get("GLM_DIST_FAULT_TRIALS", "50"))
 KINDS = ("rank", "rank", "rank", "controller", "driver")
 """Ranks are most of a cluster's processes, so most deaths are theirs."""
-KILLS_PER_RUN, STEPS_PER_KILL = 10, 150
+KILLS_PER_RUN, STEPS_PER_KILL = 10, 100
 pytestmark = pytest.mark.ray
 
 
@@ -47,15 +47,16 @@ def shoot(home, undisturbed, name, kinds, rng, waits=True):
             time.sleep(rng.uniform(0, 8))  # the next one comes while the run is still starting
             continue
         victim.recover(kill)
-        time.sleep(rng.uniform(0, 1.5))
+        goal = victim.step + rng.randrange(STEPS_PER_KILL - CHECKPOINT_STEPS)
+        victim.wait_for(lambda goal=goal: victim.step >= goal)
     assert victim.job.wait(DEADLINE_SECONDS) == 0
     assert victim.losses() == undisturbed
     attempts = victim.attempts()
     for kill in kills:
         kill.resumed = attempts[kill.next_attempt]["state"]["step"]
     assert not list(victim.folder.glob("*damaged*"))
-    gone, alive = psutil.wait_procs(victim.seen, timeout=15)
-    assert not alive
+    gone, alive = psutil.wait_procs(victim.seen, timeout=DEADLINE_SECONDS)
+    assert not alive  # agents of a Ray whose driver was killed notice after a while
     return kills, victim.losses()
 
 

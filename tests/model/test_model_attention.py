@@ -3,7 +3,7 @@ import logging
 import pytest
 import torch
 
-from glm_dist.model import attention, build_model
+from glm_dist.model import Batch, attention, build_model
 from glm_dist.model.attention import build_attend, dense_attend
 from glm_dist.objective import dense_mask
 
@@ -72,3 +72,60 @@ def test_cuda_kernels_give_the_losses_of_the_cpu(tiny, rows, kernel):
     torch.testing.assert_close(
         output.token_losses.cpu(), expected.token_losses, rtol=5e-3, atol=5e-3
     )
+
+
+def packed_rows(make_sample, pack, lengths_of_rows, length):
+    """Rows [B, S] of samples whose Part A and B have the given numbers of tokens."""
+    rows = [
+        pack([make_sample(seed, part_a=a, part_b=b) for seed, (a, b) in enumerate(row)], length)
+        for row in lengths_of_rows
+    ]
+    return Batch(*(torch.cat(fields) for fields in zip(*rows, strict=True)))
+
+
+LAYOUTS = {
+    "short samples": [[(20, 9)] * 12, [(40, 3)] * 8],
+    "uneven": [[(3, 2), (150, 40), (60, 9)], [(5, 380)]],
+    "one prefix over all tiles": [[(300, 60)], [(10, 5)]],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 4])
+def test_tiles_give_outputs_and_gradients_of_the_exact_mask(
+    make_sample, pack, layout, causal, kv_heads, monkeypatch
+):
+    monkeypatch.setattr(attention, "TILED_SHARE", 1.0)
+    batch = packed_rows(make_sample, pack, LAYOUTS[layout], 400)
+    ends = torch.zeros_like(batch.prefix_ends) if causal else batch.prefix_ends
+    tiles = attention._plan_tiles(batch.segment_ids, ends)
+    assert tiles
+    dense = dense_attend(dense_mask(batch.segment_ids, ends)[:, None])
+    tiled = attention._tiled_attend(batch.segment_ids, ends, tiles, dropout=0.0)
+    generator = torch.Generator().manual_seed(0)
+    query, weight = torch.randn(2, 2, 4, 400, 16, generator=generator, dtype=torch.float64)
+    key, value = torch.randn(2, 2, kv_heads, 400, 16, generator=generator, dtype=torch.float64)
+    found = []
+    for attend in (dense, tiled):
+        inputs = [states.clone().requires_grad_() for states in (query, key, value)]
+        (attend(*inputs) * weight).sum().backward()
+        found.append([attend(*inputs).detach(), *(states.grad for states in inputs)])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_tiles_leave_out_keys_that_no_query_of_theirs_sees(make_sample, pack):
+    batch = packed_rows(make_sample, pack, LAYOUTS["short samples"], 512)
+    tiles = attention._plan_tiles(batch.segment_ids, batch.prefix_ends)
+    mask = dense_mask(batch.segment_ids, batch.prefix_ends)
+    for row, start, stop, first, last in tiles:
+        seen = mask[row, start:stop].any(0).nonzero()
+        assert (first, last) == (seen.min(), seen.max() + 1)
+    pairs = sum((tile.stop - tile.start) * (tile.last_key - tile.first_key) for tile in tiles)
+    assert pairs < 0.5 * mask.numel()
+
+
+def test_rows_that_see_nearly_all_of_themselves_are_not_cut_into_tiles(make_sample, pack):
+    batch = packed_rows(make_sample, pack, [[(500, 12)]], 512)
+    assert attention._plan_tiles(batch.segment_ids, batch.prefix_ends) == []

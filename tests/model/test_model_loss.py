@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from glm_dist.model.loss import loss_rows, tied_cross_entropy
+from glm_dist.model.loss import LossOptions, loss_rows, tied_cross_entropy
 
 VOCAB, PADDED, HIDDEN = 93, 96, 16
 
@@ -23,12 +23,11 @@ def plain(weight, hidden, targets, mask):
     return losses.sum(), losses
 
 
-def chunked(weight, hidden, targets, mask, *, gather, chunk_tokens):
+def chunked(weight, hidden, targets, mask, *, gather, chunk_tokens, **extra):
     rows = loss_rows(mask) if gather else None
     chosen = hidden.flatten(0, 1)[rows] if gather else hidden
-    return tied_cross_entropy(
-        weight, chosen, targets, mask, rows, vocab_size=VOCAB, chunk_tokens=chunk_tokens
-    )
+    options = LossOptions(VOCAB, chunk_tokens, **extra)
+    return tied_cross_entropy(weight, chosen, targets, mask, rows, options=options)
 
 
 def run(function, dtype=torch.float32, scale=0.37, bearing=0.3, **options):
@@ -89,3 +88,32 @@ def test_all_logits_never_exist_at_once(monkeypatch):
     run(chunked, gather=False, chunk_tokens=32)
     assert max(seen) == 32
     assert sum(seen) == 200
+
+
+@pytest.mark.parametrize("gather", [True, False])
+@pytest.mark.parametrize(("smoothing", "z_loss"), [(0.1, 0.0), (0.0, 1e-2), (0.2, 1e-3)])
+def test_smoothing_and_z_loss_are_minimised_but_not_reported(gather, smoothing, z_loss):
+    def written_out(weight, hidden, targets, mask):
+        logits = F.linear(hidden, weight)[..., :VOCAB]
+        smoothed = F.cross_entropy(
+            logits.flatten(0, 1),
+            targets.flatten().long(),
+            reduction="none",
+            label_smoothing=smoothing,
+        )
+        penalty = z_loss * logits.logsumexp(-1) ** 2
+        total = ((smoothed.view(mask.shape) + penalty) * mask).sum()
+        return total, plain(weight, hidden, targets, mask)[1]
+
+    extra = {"label_smoothing": smoothing, "z_loss": z_loss}
+    got = run(chunked, torch.float64, gather=gather, chunk_tokens=16, **extra)
+    for ours, theirs in zip(got, run(written_out, torch.float64), strict=True):
+        torch.testing.assert_close(ours, theirs.to(ours.dtype), rtol=1e-6, atol=1e-6)
+
+
+def test_without_gradients_nothing_is_added_to_the_cross_entropy():
+    weight, hidden, targets, mask = inputs()
+    extra = {"label_smoothing": 0.2, "z_loss": 1e-2}
+    with torch.no_grad():
+        loss, _ = chunked(weight, hidden, targets, mask, gather=True, chunk_tokens=16, **extra)
+    torch.testing.assert_close(loss, plain(weight, hidden, targets, mask)[0].detach())
