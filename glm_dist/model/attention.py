@@ -64,13 +64,16 @@ def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
 
 
 class _Tile(NamedTuple):
-    """Neighbouring queries of one row and all keys that any of them sees, as row indices."""
+    """Neighbouring queries of one row, and the run of keys that holds all they see."""
 
     row: int
-    start: int
-    stop: int
-    first_key: int
-    last_key: int
+    queries: slice
+    keys: slice
+
+    @property
+    def num_pairs(self) -> int:
+        """Scores that are computed."""
+        return (self.queries.stop - self.queries.start) * (self.keys.stop - self.keys.start)
 
 
 def _plan_tiles(segment_ids: Tensor, prefix_ends: Tensor) -> list[_Tile]:
@@ -88,12 +91,12 @@ def _plan_tiles(segment_ids: Tensor, prefix_ends: Tensor) -> list[_Tile]:
     ends = torch.maximum(index + 1, prefix_ends).split(TILE_TOKENS, dim=1)
     lasts = torch.stack([part.amax(1) for part in ends], dim=1)
     tiles = [
-        _Tile(row, start, min(start + TILE_TOKENS, length), *keys)
-        for row, pairs in enumerate(torch.stack([firsts, lasts], dim=-1).tolist())
-        for start, keys in zip(range(0, length, TILE_TOKENS), pairs, strict=True)
+        _Tile(row, slice(start, min(start + TILE_TOKENS, length)), slice(*keys))
+        for row, ranges in enumerate(torch.stack([firsts, lasts], dim=-1).tolist())
+        for start, keys in zip(range(0, length, TILE_TOKENS), ranges, strict=True)
     ]
-    pairs = sum((tile.stop - tile.start) * (tile.last_key - tile.first_key) for tile in tiles)
-    return tiles if pairs <= TILED_SHARE * rows * length**2 else []
+    num_pairs = sum(tile.num_pairs for tile in tiles)
+    return tiles if num_pairs <= TILED_SHARE * rows * length**2 else []
 
 
 def _tiled_attend(
@@ -104,34 +107,24 @@ def _tiled_attend(
     The scores of a tile also stay in the processor's cache, which those of a batch do not.
     """
     kernels = [dense_attend(_tile_mask(tile, segment_ids, prefix_ends), dropout) for tile in tiles]
+    per_row = len(tiles) // len(segment_ids)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        rows = [states.split(1) for states in (key, value)]
-        parts = [part for row in query.split(1) for part in row.split(TILE_TOKENS, dim=2)]
+        keys, values = key.split(1), value.split(1)
+        queries = [part for row in query.split(1) for part in row.split(TILE_TOKENS, dim=2)]
         mixed = [
-            kernel(
-                part, *(states[tile.row][:, :, tile.first_key : tile.last_key] for states in rows)
-            )
-            for kernel, tile, part in zip(kernels, tiles, parts, strict=True)
+            kernel(part, keys[row][:, :, seen], values[row][:, :, seen])
+            for kernel, part, (row, _, seen) in zip(kernels, queries, tiles, strict=True)
         ]
-        tiles_per_row = len(tiles) // len(query)
-        return torch.cat(
-            [
-                torch.cat(mixed[first : first + tiles_per_row], dim=2)
-                for first in range(0, len(mixed), tiles_per_row)
-            ]
-        )
+        rows = [mixed[start : start + per_row] for start in range(0, len(mixed), per_row)]
+        return torch.cat([torch.cat(row, dim=2) for row in rows])
 
     return attend
 
 
 def _tile_mask(tile: _Tile, segment_ids: Tensor, prefix_ends: Tensor) -> Tensor:
     """Queries of the tile by its keys, bool."""
-    row, queries, keys = (
-        tile.row,
-        slice(tile.start, tile.stop),
-        slice(tile.first_key, tile.last_key),
-    )
+    row, queries, keys = tile
     index = torch.arange(segment_ids.shape[1])
     return visible(
         index[queries, None],
