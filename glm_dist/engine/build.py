@@ -10,6 +10,7 @@ from torch import nn
 from glm_dist.engine.device import choose_device, choose_dtype, use_deterministic_kernels
 from glm_dist.engine.interface import Engine
 from glm_dist.engine.settings import EngineSettings
+from glm_dist.model import compile_layers
 
 logger = logging.getLogger(__name__)
 
@@ -29,12 +30,19 @@ def build_engine(model: Callable[[], nn.Module], settings: EngineSettings) -> En
     if settings.backend == "torch":
         from glm_dist.engine.twin import TwinEngine
 
-        return TwinEngine(model(), settings, device, dtype)
+        return TwinEngine(_build_model(model, settings), settings, device, dtype)
     if not dist.is_initialized():
         _start_group_of_one(device)
     from glm_dist.engine.zero import ZeroEngine
 
-    return ZeroEngine(model(), settings, device, dtype)
+    return ZeroEngine(_build_model(model, settings), settings, device, dtype)
+
+
+def _build_model(model: Callable[[], nn.Module], settings: EngineSettings) -> nn.Module:
+    built = model()
+    if settings.compile_layers:
+        compile_layers(built)
+    return built
 
 
 def _start_group_of_one(device: torch.device) -> None:

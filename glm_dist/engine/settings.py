@@ -60,6 +60,9 @@ class EngineSettings(Settings):
     """ZeRO 3: weight elements that may be gathered on a rank at a time."""
     persistent_parameter_elements: int = Field(100_000, ge=0)
     """ZeRO 3: parameters smaller than this stay gathered on every rank."""
+    compile_layers: bool = False
+    """Compile each transformer layer with torch.compile: a minute or more at every start, then
+    fewer passes over memory; needs a C++ compiler on the processor."""
     deterministic: bool = False
     """Use only kernels that give the same bits every time; slower on CUDA. On the processor
     results are the same every time anyway."""

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from glm_dist.model.batch import Batch, LossOutput
     from glm_dist.model.cache import KVCache
     from glm_dist.model.init import build_model, initialise, initialise_parameter
-    from glm_dist.model.transformer import GLM
+    from glm_dist.model.transformer import GLM, compile_layers
     from glm_dist.model.weights import load_reference_weights
 
 _HOMES = {
@@ -22,6 +22,7 @@ _HOMES = {
     "KVCache": "cache",
     "LossOutput": "batch",
     "build_model": "init",
+    "compile_layers": "transformer",
     "initialise": "init",
     "initialise_parameter": "init",
     "load_reference_weights": "weights",
@@ -35,6 +36,7 @@ __all__ = [
     "LossOutput",
     "ModelSettings",
     "build_model",
+    "compile_layers",
     "initialise",
     "initialise_parameter",
     "load_reference_weights",

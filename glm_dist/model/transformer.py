@@ -241,6 +241,7 @@ class Attention(nn.Module):
             epsilon = settings.layernorm_epsilon
             self.query_layernorm = nn.RMSNorm(settings.head_size, eps=epsilon)
             self.key_layernorm = nn.RMSNorm(settings.head_size, eps=epsilon)
+        self.mix: Callable[..., Tensor] = _mix
 
     def forward(self, hidden: Tensor, attend: Attend, rows: Tensor | None = None) -> Tensor:
         """Mixed values [B, S, hidden size], or those of `rows` alone."""
@@ -248,5 +249,21 @@ class Attention(nn.Module):
         query, key, value = fused.split(self._splits, dim=1)
         if self._has_norms:
             query, key = self.query_layernorm(query), self.key_layernorm(key)
-        mixed = attend(query, key, value)
+        mixed = self.mix(attend, query, key, value)
         return self.dense(_choose(mixed.transpose(1, 2).flatten(2), rows))
+
+
+def _mix(attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    return attend(query, key, value)
+
+
+def compile_layers(model: nn.Module) -> None:
+    """Let torch.compile fuse what lies between the matrix products of each layer.
+
+    Attention stays outside: what it does changes with the rows.
+    """
+    for module in model.modules():
+        if isinstance(module, TransformerLayer):
+            module.compile()
+        elif isinstance(module, Attention):
+            module.mix = torch.compiler.disable(_mix)

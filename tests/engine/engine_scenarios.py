@@ -254,6 +254,9 @@ def resume(folder: Path, backend: str, options: dict[str, Any]) -> dict[str, Any
     return {"state": state, "losses": losses, "end": _digest(snapshot(engine))}
 
 
+COMPILED = ("twin", "zero2", "zero3")
+
+
 def glm_losses(backend: str, options: dict[str, Any]) -> list[float]:
     """Losses of a small real GLM: tied weights, layers computed again in the backward pass."""
     settings = ModelSettings(
@@ -268,6 +271,11 @@ def glm_losses(backend: str, options: dict[str, Any]) -> list[float]:
     )
     engine = build_engine(lambda: build_model(settings), settings_of(backend, **options))
     return run_steps(engine, 0, 6)
+
+
+def compiled_glm_losses() -> dict[str, list[float]]:
+    """The same with compiled layers, by backend."""
+    return {name: glm_losses(name, {"compile_layers": True}) for name in COMPILED}
 
 
 def missing_private_names() -> dict[str, list[str]]:

@@ -2,6 +2,7 @@
 
 import engine_scenarios as scenarios
 import pytest
+from distributed import run_ranks
 
 SHARDED = ("zero1", "zero2", "zero3", *scenarios.OFFLOADED)
 ZERO = ("zero0", *SHARDED)
@@ -75,6 +76,13 @@ def test_a_real_glm_trains_alike(life, narrow_life, backend):
     # How far bf16 goes astray in six steps depends on the processor's kernels: 0.5 % has been seen.
     assert _distance(narrow[backend], exact["twin"]) < 0.02
     assert exact["twin"][-1] < exact["twin"][0]
+
+
+@pytest.mark.slow
+def test_compiled_layers_train_alike():
+    exact = scenarios.glm_losses("twin", {})
+    for losses in run_ranks(1, scenarios.compiled_glm_losses)[0].values():
+        assert losses == pytest.approx(exact, rel=1e-5)
 
 
 def test_a_discarded_step_changes_no_bit(found):
