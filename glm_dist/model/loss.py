@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from glm_dist.model.batch import LossOutput
 
+CACHED_LOGITS = 1 << 18
+"""In fp32 a mebibyte, about the second-level cache of a core of today."""
+
 
 @dataclass(frozen=True)
 class LossOptions:
@@ -112,16 +115,16 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # terms, and fp16 could overflow, since the sum is not yet divided by the number of tokens.
         grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
         for chunk in _chunks(len(hidden), options.chunk_tokens):
-            counted = None if mask is None else mask[chunk]
             logits = _logits(weight, hidden[chunk], options.vocab_size)
-            logs = _log_softmax(logits)
-            losses[chunk] = _losses(logs, targets[chunk], counted)
-            extra, z_gradient = _regularise(logits, logs, losses[chunk], counted, options)
-            total += losses[chunk].sum() + extra
-            grad_logits = _grad_logits(logs, targets[chunk], counted, z_gradient, options)
-            grad_logits = grad_logits.to(weight.dtype)
-            grad_hidden[chunk] = grad_logits @ weight
-            grad_weight += grad_logits.T @ hidden[chunk]
+            for block in _blocks(logits):
+                rows = slice(chunk.start + block.start, chunk.start + block.stop)
+                counted = None if mask is None else mask[rows]
+                losses[rows], extra, logits[block] = _losses_and_gradients(
+                    logits[block], targets[rows], counted, options
+                )
+                total += losses[rows].sum() + extra
+            grad_hidden[chunk] = logits @ weight
+            grad_weight += logits.T @ hidden[chunk]
         ctx.save_for_backward(grad_weight, grad_hidden)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -147,6 +150,16 @@ def _losses(logs: Tensor, targets: Tensor, mask: Tensor | None = None) -> Tensor
     """Cross-entropies [N] of log-probabilities [N, V]; 0 where the mask is."""
     losses = -logs.gather(1, targets[:, None]).squeeze(1)
     return losses if mask is None else losses * mask
+
+
+def _losses_and_gradients(
+    logits: Tensor, targets: Tensor, mask: Tensor | None, options: LossOptions
+) -> tuple[Tensor, Tensor | float, Tensor]:
+    """Cross-entropies [N], what is minimised beside their sum, and gradients of both, [N, V]."""
+    logs = _log_softmax(logits)
+    losses = _losses(logs, targets, mask)
+    extra, z_gradient = _regularise(logits, logs, losses, mask, options)
+    return losses, extra, _grad_logits(logs, targets, mask, z_gradient, options)
 
 
 def _regularise(
@@ -198,3 +211,11 @@ def _wide(tensor: Tensor) -> torch.dtype:
 def _chunks(num_rows: int, size: int) -> Iterator[slice]:
     for start in range(0, num_rows, size):
         yield slice(start, min(start + size, num_rows))
+
+
+def _blocks(logits: Tensor) -> Iterator[slice]:
+    """Rows of logits [N, V] to pass over at a time: as many as the processor's cache holds."""
+    rows = len(logits)
+    if logits.device.type == "cpu":
+        rows = max(1, CACHED_LOGITS // logits.shape[1])
+    return _chunks(len(logits), rows)

@@ -1,6 +1,7 @@
 """The benchmark: its yardstick trains as the engine does, and it refuses what it cannot compare."""
 
 import copy
+from argparse import Namespace
 
 import pytest
 import torch
@@ -60,9 +61,10 @@ def test_what_cannot_be_compared_is_refused_with_every_reason(dataset):
         duration={"num_steps": 11},
     )
     with pytest.raises(ConfigError) as caught:
-        check(settings, turns=0)
+        check(settings, Namespace(turns=0, peers=True))
     text = str(caught.value)
     assert "take at least 12 steps" in text
     assert "add workers.num_workers=1" in text
     assert "--turns: got 0" in text
-    check(make_settings(dataset, log_every_steps=4), turns=1)
+    assert "no Hugging Face class computes this model" in text
+    check(make_settings(dataset, log_every_steps=4), Namespace(turns=1, peers=False))
