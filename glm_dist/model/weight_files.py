@@ -32,14 +32,15 @@ class WeightFolder:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        self._owners: dict[str, Any] = {}
+        self._owners: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, expected in self._files().items():
             self._open(path, expected)
 
     def __getitem__(self, name: str) -> Tensor:
-        """A tensor, as it lies in its file."""
-        return self._owners[name].get_tensor(name)
+        """A tensor, as it lies in its file; its pages are given back with it."""
+        with safe_open(self._owners[name], framework="pt") as file:
+            return file.get_tensor(name)
 
     def check(self, expected: dict[str, tuple[int, ...]]) -> None:
         """Compare names and shapes, all of them, before any tensor is read.
@@ -95,18 +96,18 @@ class WeightFolder:
 
     def _open(self, path: Path, expected: set[str] | None) -> None:
         try:
-            file = safe_open(path, framework="pt")
-            names = set(file.keys())
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
         except (OSError, SafetensorError) as error:
             raise ModelError(f"{path}: cannot be read as safetensors ({error})") from None
-        if expected is not None and names != expected:
-            wrong = min(names ^ expected)
+        if expected is not None and shapes.keys() != expected:
+            wrong = min(shapes.keys() ^ expected)
             raise ModelError(
                 f"{path}: {wrong} is {'missing there' if wrong in expected else 'not in the index'}"
             )
-        for name in names:
-            self._owners[name] = file
-            self.shapes[name] = tuple(file.get_slice(name).get_shape())
+        self._owners.update(dict.fromkeys(shapes, path))
+        self.shapes.update(shapes)
 
 
 def write_folder(
