@@ -26,7 +26,8 @@ LAYERS = [
 """From the top down; each may import those after it, and of glm_dist itself only the version."""
 OWNERS = {
     "deepspeed": lambda path: path.parts[:2] == ("glm_dist", "engine"),
-    "sentencepiece": lambda path: path == PurePosixPath("glm_dist/tokenizer.py"),
+    "sentencepiece": lambda path: path == PurePosixPath("glm_dist/tokenizer/sentence_piece.py"),
+    "tokenizers": lambda path: path == PurePosixPath("glm_dist/tokenizer/huggingface.py"),
     "wandb": lambda path: path.parts[:2] == ("glm_dist", "metrics"),
     "ray": lambda path: (
         path.parts[0] in ("jobs", "cluster")

@@ -156,7 +156,7 @@ class TokenDataset:
         expected = self.manifest["tokenizer"]["sha256"]
         if tokenizer.sha256 != expected:
             raise DataError(
-                f"{self.folder}: tokenizer.model is not the one these shards were made with (its "
+                f"{self.folder}: {tokenizer.FILE} is not the one these shards were made with (its "
                 f"SHA-256 is {tokenizer.sha256[:12]}…, the manifest says {expected[:12]}…); put "
                 "the right one back or prepare the data again"
             )

@@ -26,10 +26,10 @@ from glm_dist.model.huggingface import (
 )
 from glm_dist.model.reference_files import find_reference_files, read_reference_files
 from glm_dist.model.weight_files import WeightFolder, write_folder
-from glm_dist.tokenizer import MODEL_FILE, Tokenizer
+from glm_dist.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer, find_tokenizer
 
 CONFIG = "config.json"
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", MODEL_FILE)
+TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, "tokenizer_config.json", "chat_template.jinja")
 
 
 def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -
     weights.check(shapes)
     first = weights[next(iter(shapes))].dtype
     stream = ((key, weights[key].to(dtype or first)) for key in shapes)
-    tokenizer = Tokenizer.load(source) if (source / MODEL_FILE).exists() else None
+    tokenizer = Tokenizer.load(source) if find_tokenizer(source) else None
     config, tensors = _as_theirs(settings, dtype or first, stream, _special_ids(tokenizer))
     documents: dict[str, Any] = {
         CONFIG: config,
@@ -63,7 +63,8 @@ def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -
     if config["model_type"] not in ARCHITECTURES:
         documents[PREFIX_FILE] = prefix_source()
     if tokenizer is not None:
-        documents |= {MODEL_FILE: tokenizer.serialized, **tokenizer.to_huggingface()}
+        documents |= {tokenizer.FILE: tokenizer.serialized, **tokenizer.to_huggingface()}
+    documents |= _tokenizer_files(source)
     write_folder(output, tensors, documents)
     return config
 
@@ -94,11 +95,14 @@ def import_model(source: Path, output: Path) -> ModelSettings:
         settings = settings_from_config(config)
         stream = from_huggingface(weights, settings)
     documents: dict[str, Any] = {CONFIG: _own_config(settings, source)}
-    documents |= {
-        name: (source / name).read_bytes() for name in TOKENIZER_FILES if (source / name).exists()
-    }
-    write_folder(output, stream, documents)
+    write_folder(output, stream, documents | _tokenizer_files(source))
     return settings
+
+
+def _tokenizer_files(folder: Path) -> dict[str, bytes]:
+    """What a folder says of its tokenizer, as it lies there."""
+    names = (name for name in TOKENIZER_FILES if (folder / name).exists())
+    return {name: (folder / name).read_bytes() for name in names}
 
 
 def _own_config(settings: ModelSettings, source: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from glm_dist.model.initial import (
     load_initial_weights,
 )
 from glm_dist.model.weight_files import WeightFolder
-from glm_dist.tokenizer import MODEL_FILE, Tokenizer
+from glm_dist.tokenizer import Tokenizer, find_tokenizer
 from glm_dist.train.settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def check_initial(settings: PretrainSettings, tokenizer: Tokenizer) -> None:
     resized = check_initial_weights(WeightFolder(folder), our_shapes(settings.model))
     for name, (found, needed) in resized.items():
         logger.warning("init_from: %s has %d rows there and gets %d", name, found, needed)
-    if (folder / MODEL_FILE).exists():
+    if find_tokenizer(folder):
         there = Tokenizer.load(folder)
         check_vocabulary(_pieces(there), _pieces(tokenizer))
 

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import sentencepiece
+from foreign_tokenizer import save_tokenizer
 
 from glm_dist.data.order import RowOrder
 from glm_dist.data.pipeline import RowSource, build_order
@@ -87,6 +88,16 @@ def test_shards_open_with_plain_pyarrow_and_the_tokenizer_with_plain_sentencepie
     text = plain.decode(table["tokens"][0].as_py())
     assert set(text.rstrip(".").split()) <= set(WORDS)
     assert np.array_equal(dataset.tokens("train", 0), table["tokens"][0].as_py())
+
+
+def test_the_tokenizer_of_a_published_model_can_be_taken(ray_two_cpus, corpus, tmp_path):
+    folder = save_tokenizer(tmp_path, WORDS)
+    dataset = prepare(settings(corpus, tmp_path / "set", tokenizer_path=str(folder)))
+    assert (dataset.folder / "tokenizer.json").read_bytes() == (
+        folder / "tokenizer.json"
+    ).read_bytes()
+    text = dataset.tokenizer.decode(dataset.tokens("train", 0))
+    assert set(text.rstrip(".").split()) <= set(WORDS)
 
 
 def test_the_same_input_gives_the_same_bytes_again(dataset, corpus, tmp_path):

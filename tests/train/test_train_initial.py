@@ -4,11 +4,14 @@ import json
 
 import pytest
 import torch
-from train_scenarios import Runner, make_dataset, make_settings
+from foreign_tokenizer import save_tokenizer
+from train_scenarios import WORDS, Runner, make_dataset, make_settings
 
 from glm_dist.engine import load_weights
+from glm_dist.engine.export import export_model, import_model
 from glm_dist.errors import ModelError
 from glm_dist.model.initial import check_vocabulary
+from glm_dist.tokenizer import Tokenizer
 from glm_dist.train.initial import build_initial, check_initial
 
 
@@ -71,3 +74,38 @@ def test_a_vocabulary_that_means_something_else_is_refused():
     check_vocabulary(["a", "b"], ["a", "b", "c"])
     with pytest.raises(ModelError, match=r"token 1 is 'b' there and 'x'.*tokenizer_path"):
         check_vocabulary(["a", "b"], ["a", "x"])
+
+
+def test_a_published_model_is_trained_on_with_its_own_tokenizer(tmp_path):
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "num_kv_heads": 1, "head_dim": 16}
+    block = {**shape, "ffn_hidden_size": 48, "preset": "glm-4-9b", "max_position_embeddings": 64}
+    published = tmp_path / "published"
+    import transformers
+
+    config = transformers.GlmConfig(
+        num_hidden_layers=2,
+        hidden_size=32,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        intermediate_size=48,
+        vocab_size=512,
+        max_position_embeddings=64,
+        pad_token_id=0,
+    )
+    transformers.GlmForCausalLM(config).save_pretrained(published)
+    save_tokenizer(published, WORDS)
+    import_model(published, tmp_path / "ours")
+    tokenizer = Tokenizer.load(tmp_path / "ours")
+    dataset = make_dataset(tmp_path / "data", tokenizer)
+    assert dataset.tokenizer.sha256 == tokenizer.sha256
+    settings = make_settings(dataset, model=block, init_from=str(tmp_path / "ours"))
+    check_initial(settings, dataset.tokenizer)
+    runner = Runner(dataset, settings, tmp_path / "run")
+    runner.run()
+    assert heldout(runner)[-1] < heldout(runner)[0]
+    export_model(runner.folder, tmp_path / "export")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "export")
+    text = " ".join(WORDS)
+    assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text).tolist()
+    assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export").dtype

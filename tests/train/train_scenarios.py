@@ -21,7 +21,7 @@ from glm_dist.errors import StepFailedError
 from glm_dist.metrics.sinks import SinkSettings, read_metrics
 from glm_dist.model import ModelSettings
 from glm_dist.objective import ObjectiveSettings
-from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
+from glm_dist.tokenizer import Tokenizer, TokenizerSettings, train_tokenizer
 from glm_dist.train import worker
 from glm_dist.train.attempt import claim_run_folder, decide_attempt, read_attempts
 from glm_dist.train.boundary import LocalBoundary
@@ -37,12 +37,12 @@ class KilledError(RuntimeError):
     """A process that ends without saving."""
 
 
-def make_dataset(folder: Path) -> TokenDataset:
+def make_dataset(folder: Path, tokenizer: Tokenizer | None = None) -> TokenDataset:
     """Three hundred short texts of seventeen words, tokenized."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, size=60)) + "." for _ in range(300)]
-    tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=320))
+    tokenizer = tokenizer or train_tokenizer(texts, TokenizerSettings(vocab_size=320))
     tokenizer.save(folder)
     documents = [
         Document(tokenizer.encode(text), "words", "en", str(i)) for i, text in enumerate(texts)

@@ -33,7 +33,7 @@ from glm_dist.data.prepare.work import (
 )
 from glm_dist.data.shards import SCHEMA_VERSION, SPLITS, TokenDataset, write_manifest
 from glm_dist.errors import DataError
-from glm_dist.tokenizer import Tokenizer, train_tokenizer
+from glm_dist.tokenizer import Tokenizer, find_tokenizer, train_tokenizer
 
 Progress = Callable[[str, int, int, float], None]
 """(stage, bytes done, bytes in all, seconds since the stage began)."""
@@ -208,8 +208,8 @@ def _keep_first(
 
 def _tokenizer(work: Work, scans: Sequence[dict[str, Any]]) -> Tokenizer:
     settings = work.settings
-    finished = work.folder / "tokenizer.model"
-    if finished.exists():
+    finished = find_tokenizer(work.folder)
+    if finished is not None:
         return Tokenizer.load(finished)
     if settings.tokenizer_path is not None:
         tokenizer = Tokenizer.load(Path(settings.tokenizer_path).expanduser())

@@ -37,7 +37,8 @@ class PrepareSettings(Settings):
     """Evaluation files: documents that stand in them are left out, and counted by file."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     tokenizer_path: str | None = None
-    """A tokenizer.model to use instead of training one."""
+    """A tokenizer to use instead of training one: a tokenizer.model of ours, a tokenizer.json of a
+    published model, or a folder that holds one."""
     normalisation: Literal["none", "nfc", "nfkc"] = "none"
     """Unicode normalisation of every document; nfkc loses distinctions that code needs."""
     validation_share: float = Field(0.01, ge=0, lt=1)

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from glm_dist import tokenizer as module
 from glm_dist.errors import TokenizerError
 from glm_dist.tokenizer import PIECES, Tokenizer, TokenizerSettings, train_tokenizer
+from glm_dist.tokenizer import sentence_piece as module
 
 TEXT = [
     "def f(x):\n    return x + 1  # the sum",

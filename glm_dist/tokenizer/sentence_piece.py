@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import sentencepiece
@@ -23,6 +23,7 @@ from glm_dist.config import Settings
 from glm_dist.errors import TokenizerError
 
 MODEL_FILE = "tokenizer.model"
+JSON_FILE = "tokenizer.json"
 MAX_TRAINED_CHARACTERS = 40_000_000
 """SentencePiece's suffix array takes about 20 bytes for each."""
 _WORD = re.compile(r" *[^ \t\n]+| +")
@@ -87,7 +88,9 @@ class TokenizerSettings(Settings):
 
 
 class Tokenizer:
-    """A SentencePiece model with GLM's roles."""
+    """A SentencePiece model with GLM's roles; `HuggingFaceTokenizer` is the other kind."""
+
+    FILE: ClassVar[str] = MODEL_FILE
 
     def __init__(self, serialized: bytes, name: str = "tokenizer") -> None:
         self.serialized = serialized
@@ -105,28 +108,32 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a model file, or the one in a folder.
+        """Read a `tokenizer.model` or `tokenizer.json`, or the one in a folder.
 
         Raises:
             TokenizerError: when it is missing or not a GLM tokenizer.
         """
-        path = Path(path)
-        path = path / MODEL_FILE if path.is_dir() else path
+        path = find_tokenizer(Path(path)) or Path(path) / MODEL_FILE
         try:
-            return cls(path.read_bytes(), str(path))
+            serialized = path.read_bytes()
         except OSError as error:
             raise TokenizerError(f"{path}: cannot be read ({error.strerror})") from None
+        if path.suffix == ".json":
+            from glm_dist.tokenizer.huggingface import HuggingFaceTokenizer
+
+            return HuggingFaceTokenizer(serialized, str(path))
+        return Tokenizer(serialized, str(path))
 
     def save(self, folder: str | Path) -> Path:
-        """Write `tokenizer.model` into a folder, atomically; plain sentencepiece opens it."""
-        path = Path(folder) / MODEL_FILE
+        """Write its one file into a folder, atomically; the library it comes from opens it."""
+        path = Path(folder) / self.FILE
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_bytes(self.serialized)
         os.replace(temporary, path)
         return path
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes, str]]:
-        return Tokenizer, (self.serialized, self._name)
+        return type(self), (self.serialized, self._name)
 
     @cached_property
     def sha256(self) -> str:
@@ -142,10 +149,7 @@ class Tokenizer:
     def special(self) -> SpecialTokenIds:
         """Ids of the roles."""
         return SpecialTokenIds(
-            **{
-                field.name: self._processor.piece_to_id(PIECES[field.name])
-                for field in fields(SpecialTokenIds)
-            }
+            **{field.name: self._role_id(field.name) for field in fields(SpecialTokenIds)}
         )
 
     @cached_property
@@ -163,12 +167,7 @@ class Tokenizer:
     @cached_property
     def piece_bytes(self) -> np.ndarray:
         """UTF-8 bytes of text each piece stands for, [V] int64; 0 for special tokens."""
-        sizes = np.array(
-            [
-                1 if self._processor.is_byte(token) else len(self.piece(token).encode())
-                for token in range(self.vocab_size)
-            ]
-        )
+        sizes = np.array([self._num_bytes(token) for token in range(self.vocab_size)])
         sizes[self.special_ids] = 0
         return sizes
 
@@ -207,15 +206,25 @@ class Tokenizer:
         """The text; roles are left out, or shown by name."""
         ids = [int(token) for token in tokens]
         if not keep_special:
-            return self._processor.decode(ids)
+            return self._text(ids)
         special, parts, run = set(self.special_ids.tolist()), list[str](), list[int]()
         for token in ids:
             if token in special:
-                parts += [self._processor.decode(run), self.piece(token)]
+                parts += [self._text(run), self.piece(token)]
                 run = []
             else:
                 run.append(token)
-        return "".join([*parts, self._processor.decode(run)])
+        return "".join([*parts, self._text(run)])
+
+    def _text(self, ids: list[int]) -> str:
+        """Without roles."""
+        return self._processor.decode(ids)
+
+    def _role_id(self, role: str) -> int:
+        return self._processor.piece_to_id(PIECES[role])
+
+    def _num_bytes(self, token: int) -> int:
+        return 1 if self._processor.is_byte(token) else len(self.piece(token).encode())
 
     def to_huggingface(self) -> dict[str, Any]:
         """`tokenizer.json` and its settings, which transformers opens; ids are the same.
@@ -284,6 +293,14 @@ class Tokenizer:
         token = self._processor.piece_to_id(piece)
         known = self._processor.id_to_piece(token) == piece
         return known and (self._processor.is_control(token) or self._processor.is_unknown(token))
+
+
+def find_tokenizer(path: Path) -> Path | None:
+    """The tokenizer's file in a folder, ours before others'; a file is its own, if it is there."""
+    if not path.is_dir():
+        return path if path.exists() else None
+    files = (path / name for name in (MODEL_FILE, JSON_FILE))
+    return next((file for file in files if file.exists()), None)
 
 
 def _counted_words(texts: Iterable[str]) -> Iterator[str]:

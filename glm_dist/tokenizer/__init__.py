@@ -1,0 +1,23 @@
+"""From text to token ids: SentencePiece tokenizers of ours, and those of published models."""
+
+from glm_dist.tokenizer.sentence_piece import (
+    JSON_FILE,
+    MODEL_FILE,
+    PIECES,
+    SpecialTokenIds,
+    Tokenizer,
+    TokenizerSettings,
+    find_tokenizer,
+    train_tokenizer,
+)
+
+__all__ = [
+    "JSON_FILE",
+    "MODEL_FILE",
+    "PIECES",
+    "SpecialTokenIds",
+    "Tokenizer",
+    "TokenizerSettings",
+    "find_tokenizer",
+    "train_tokenizer",
+]
