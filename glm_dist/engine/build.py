@@ -1,7 +1,7 @@
 """From settings to a running engine."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Container
 
 import torch
 import torch.distributed as dist
@@ -15,10 +15,19 @@ from glm_dist.model import compile_layers
 logger = logging.getLogger(__name__)
 
 
-def build_engine(model: Callable[[], nn.Module], settings: EngineSettings) -> Engine:
+def build_engine(
+    model: Callable[[], nn.Module], settings: EngineSettings, rebuilt: Container[str] = ()
+) -> Engine:
     """An engine for the model that `model` builds, over torch's process group if there is one.
 
-    Every rank builds the whole model in fp32 on the host first; rank 0's weights count.
+    Every rank builds the whole model in fp32 on the host first; rank 0's weights count. Parameters
+    that require no gradient are frozen.
+
+    Args:
+        model: gives the whole model.
+        settings: of the engine.
+        rebuilt: names of frozen parameters that `model` gives the same values whenever it is
+            called; checkpoints and full weights leave them out.
     """
     if settings.deterministic:
         use_deterministic_kernels()
@@ -30,12 +39,12 @@ def build_engine(model: Callable[[], nn.Module], settings: EngineSettings) -> En
     if settings.backend == "torch":
         from glm_dist.engine.twin import TwinEngine
 
-        return TwinEngine(_build_model(model, settings), settings, device, dtype)
+        return TwinEngine(_build_model(model, settings), settings, device, dtype, rebuilt)
     if not dist.is_initialized():
         _start_group_of_one(device)
     from glm_dist.engine.zero import ZeroEngine
 
-    return ZeroEngine(_build_model(model, settings), settings, device, dtype)
+    return ZeroEngine(_build_model(model, settings), settings, device, dtype, rebuilt)
 
 
 def _build_model(model: Callable[[], nn.Module], settings: EngineSettings) -> nn.Module:

@@ -72,9 +72,10 @@ def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRec
             "offset": piece.offset,
             "length": piece.tensors["master"].numel(),
             "step": piece.step,
+            "keys": list(piece.tensors),
         }
-        for key in STATE_KEYS:
-            tensors[f"{key}/{piece.name}"] = piece.tensors[key].detach().cpu().contiguous()
+        for key, tensor in piece.tensors.items():
+            tensors[f"{key}/{piece.name}"] = tensor.detach().cpu().contiguous()
     save_file(tensors, path, metadata={_INDEX_KEY: json.dumps(index)})
     make_readable(path)
     flush_to_disk(path)
@@ -181,6 +182,7 @@ class _Piece:
     offset: int
     length: int
     step: int
+    keys: tuple[str, ...]
     file: Path
 
 
@@ -192,6 +194,7 @@ class SliceReader:
         self._pieces: dict[str, list[_Piece]] = {}
         self._open: dict[Path, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.trained_names: set[str] = set()
         for name in checkpoint.manifest["files"]:
             self._read_index(checkpoint.folder / name)
         for pieces in self._pieces.values():
@@ -209,7 +212,7 @@ class SliceReader:
             start, stop = max(offset, piece.offset), min(end, piece.offset + piece.length)
             if start >= stop:
                 continue
-            for key in STATE_KEYS:
+            for key in piece.keys:
                 stored = self._file(piece.file).get_slice(f"{key}/{name}")
                 part = stored[start - piece.offset : stop - piece.offset]
                 result.setdefault(key, part.new_empty(length))
@@ -225,8 +228,11 @@ class SliceReader:
     def _read_index(self, path: Path) -> None:
         for name, entry in json.loads(self._file(path).metadata()[_INDEX_KEY]).items():
             self.shapes[name] = tuple(entry["shape"])
-            piece = _Piece(entry["offset"], entry["length"], entry["step"], path)
+            keys = tuple(entry.get("keys", STATE_KEYS))
+            piece = _Piece(entry["offset"], entry["length"], entry["step"], keys, path)
             self._pieces.setdefault(name, []).append(piece)
+            if "exp_avg" in keys:
+                self.trained_names.add(name)
 
     def _file(self, path: Path) -> Any:
         if path not in self._open:
@@ -247,6 +253,10 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
     """
     reader = SliceReader(checkpoint)
     problems = _differences(reader.shapes, engine.parameter_shapes)
+    for name in sorted(reader.shapes.keys() & engine.parameter_shapes.keys()):
+        if (name in reader.trained_names) != (name in engine.trained_names):
+            is_frozen = name in engine.trained_names
+            problems.append(f"{name} was {'frozen' if is_frozen else 'trained'} there")
     if problems:
         raise CheckpointError(
             f"{checkpoint.folder}: is of another model: {'; '.join(problems[:5])}; use the model "

@@ -18,6 +18,7 @@ def deepspeed_config(
     dtype: torch.dtype,
     *,
     num_parameters: int,
+    num_trained: int,
     world_size: int,
     has_streams: bool,
 ) -> dict[str, Any]:
@@ -26,7 +27,8 @@ def deepspeed_config(
     Args:
         settings: the engine's settings.
         dtype: compute type, chosen by now.
-        num_parameters: weights of the model; buckets are made no larger than it.
+        num_parameters: weights of the model, which no more are fetched ahead of.
+        num_trained: those with a gradient; buckets are made no larger than it.
         world_size: ranks.
         has_streams: whether collectives can run beside the backward pass, as on CUDA.
     """
@@ -48,7 +50,10 @@ def deepspeed_config(
         "steps_per_print": None,
         "wall_clock_breakdown": False,
         "zero_optimization": _zero(
-            settings, num_parameters, has_streams=has_streams and world_size > 1
+            settings,
+            num_parameters,
+            num_trained,
+            has_streams=has_streams and world_size > 1,
         ),
     }
 
@@ -60,9 +65,11 @@ def _accumulation_type(settings: EngineSettings, is_narrow: bool) -> str:
     return "bf16" if settings.zero_stage == 0 else _NAMES[settings.gradient_dtype]
 
 
-def _zero(settings: EngineSettings, num_parameters: int, has_streams: bool) -> dict[str, Any]:
+def _zero(
+    settings: EngineSettings, num_parameters: int, num_trained: int, *, has_streams: bool
+) -> dict[str, Any]:
     stage = settings.zero_stage
-    bucket = max(1, min(settings.reduce_bucket_elements, num_parameters))
+    bucket = max(1, min(settings.reduce_bucket_elements, num_trained))
     config: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,

@@ -74,8 +74,8 @@ def fill(fragments: Iterable[Fragment], read: ReadSlice) -> None:
     """Overwrite the state behind the fragments."""
     for fragment in fragments:
         values = read(fragment.name, fragment.offset, fragment.numel)
-        for key in STATE_KEYS:
-            fragment.tensors[key].copy_(values[key])
+        for key, tensor in fragment.tensors.items():
+            tensor.copy_(values[key])
         fragment.step.fill_(int(values["step"]))
 
 

@@ -12,11 +12,12 @@ from torch import Tensor
 from glm_dist.model.batch import Batch, LossOutput
 
 STATE_KEYS = ("master", "exp_avg", "exp_avg_sq")
-"""fp32 tensors kept for every parameter element: the weight and AdamW's two moments."""
+"""fp32 tensors kept for every trained element: the weight and AdamW's two moments. Of a frozen one
+there is the weight alone."""
 
 ReadSlice = Callable[[str, int, int], dict[str, Tensor]]
-"""(parameter name, first element, number of elements) to a flat tensor for each of STATE_KEYS, and
-under "step" a scalar with the optimizer steps behind them."""
+"""(parameter name, first element, number of elements) to a flat tensor for each key that is kept of
+the parameter, and under "step" a scalar with the optimizer steps behind them."""
 
 
 class StepHealth(NamedTuple):
@@ -36,9 +37,9 @@ class Slice(NamedTuple):
     offset: int
     """First element, counted in the flattened parameter."""
     tensors: dict[str, Tensor]
-    """A flat fp32 tensor for each of STATE_KEYS."""
+    """A flat fp32 tensor for each of STATE_KEYS; of a frozen parameter the master alone."""
     step: int
-    """Optimizer steps taken."""
+    """Optimizer steps taken; 0 for a frozen parameter."""
 
 
 class Engine(Protocol):
@@ -53,6 +54,9 @@ class Engine(Protocol):
     device: torch.device
     dtype: torch.dtype
     parameter_shapes: dict[str, tuple[int, ...]]
+    """Of what checkpoints hold: all parameters but those that are rebuilt."""
+    trained_names: frozenset[str]
+    """Those of them that have a gradient."""
 
     def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
         """Add the gradient of `loss_sum * scale` to this step's, which sums over all ranks.

@@ -8,6 +8,7 @@ fp32 state is read and written as named slices, which DeepSpeed keeps in flat pa
 import logging
 import os
 import warnings
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from glm_dist.engine.fragments import Fragment, flat_state, whole_fragments
+from glm_dist.engine.frozen import trained_parameters
 from glm_dist.engine.interface import STATE_KEYS
 
 
@@ -138,6 +140,11 @@ def own_fragments(engine: Any, adam: AdamW) -> list[Fragment]:
     return whole_fragments(named, adam)
 
 
+def _trained(engine: Any) -> list[tuple[str, Any]]:
+    """Parameters with a gradient, and what DeepSpeed has attached to them."""
+    return [*trained_parameters(engine.module)]
+
+
 def _weight_groups(optimizer: Any) -> list[list[Tensor]]:
     """Stage 0's model weights, in the order of AdamW's masters."""
     if hasattr(optimizer, "fp16_groups"):
@@ -148,7 +155,7 @@ def _weight_groups(optimizer: Any) -> list[list[Tensor]]:
 def _flat_fragments(engine: Any, adam: AdamW) -> list[Fragment]:
     """ZeRO 1 and 2: parameters follow one another in a flat vector that ranks cut evenly."""
     fragments = []
-    for name, weight in engine.module.named_parameters():
+    for name, weight in _trained(engine):
         mapping = weight._hp_mapping
         if mapping is None:
             continue
@@ -169,7 +176,7 @@ def _sharded_fragments(engine: Any, adam: AdamW) -> list[Fragment]:
     """ZeRO 3: ranks cut each parameter evenly, the last slice padded."""
     optimizer = engine.optimizer
     fragments = []
-    for name, weight in engine.module.named_parameters():
+    for name, weight in _trained(engine):
         length = weight.ds_tensor.numel()
         offset = engine.global_rank * length
         real = min(length, weight.ds_numel - offset)
@@ -201,6 +208,11 @@ def refresh_weights(engine: Any, adam: AdamW) -> None:
     elif hasattr(optimizer, "fp16_groups"):
         weights = [weight for group in optimizer.fp16_groups for weight in group]
         torch._foreach_copy_(weights, master_weights(engine, adam))
+
+
+def gathered(weight: nn.Parameter) -> AbstractContextManager[None]:
+    """ZeRO 3's weight is whole inside; what rank 0 writes into it counts on all ranks."""
+    return import_deepspeed().zero.GatheredParameters([weight], modifier_rank=0)
 
 
 def state_bytes(engine: Any, adam: AdamW) -> int:

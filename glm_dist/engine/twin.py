@@ -3,7 +3,8 @@
 It stands apart as the yardstick: what ZeRO computes must equal what these few lines compute.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from glm_dist.engine.fragments import (
     gather_weights,
     whole_fragments,
 )
+from glm_dist.engine.frozen import FrozenWeights, kept_shapes, trained_parameters
 from glm_dist.engine.interface import ReadSlice, Slice, StepHealth
 from glm_dist.engine.optimizer import (
     build_optimizer,
@@ -40,6 +42,7 @@ class TwinEngine:
         settings: EngineSettings,
         device: torch.device,
         dtype: torch.dtype,
+        rebuilt: Container[str] = (),
     ) -> None:
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
@@ -47,10 +50,13 @@ class TwinEngine:
         self._settings = settings
         self._timer = ForwardTimer(device)
         model.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
-        self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        self._share_first_rank(model)
+        self.parameter_shapes = kept_shapes(model, rebuilt)
+        self._frozen = FrozenWeights(model, rebuilt, self.rank, self.world_size)
         self._masters = self._copy_masters(model)
+        self.trained_names = frozenset(name for name, _ in self._masters)
         self._model = model.to(dtype)
-        self._weights: list[Tensor] = list(model.parameters())
+        self._weights: list[Tensor] = [w for _, w in trained_parameters(model)]
         self._gradients = self._attach_gradients()
         pairs = [(master, is_decayed(master)) for _, master in self._masters]
         self._adam = build_optimizer(pairs, settings)
@@ -102,21 +108,22 @@ class TwinEngine:
 
     def slices(self) -> Iterator[Slice]:
         """See `Engine`; every rank holds all, so each gives an even share of it."""
-        return as_slices(even_share(self._fragments(), self.rank, self.world_size))
+        return as_slices(self._share())
 
     def load_slices(self, read: ReadSlice) -> None:
         """See `Engine`."""
         fill(self._fragments(), read)
+        self._frozen.load(read)
+        self._frozen.copy_into(self._model, read)
         self._refresh_weights()
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
-        share = even_share(self._fragments(), self.rank, self.world_size)
-        return gather_weights(share, self.parameter_shapes, self.rank, self.device)
+        return gather_weights(self._share(), self.parameter_shapes, self.rank, self.device)
 
     def replica_hash(self) -> str:
         """See `Engine`."""
-        return hash_tensors(self._weights)
+        return hash_tensors(self._model.parameters())
 
     def forward_seconds(self) -> float:
         """See `Engine`."""
@@ -143,15 +150,18 @@ class TwinEngine:
 
     def _copy_masters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         """The weights AdamW updates: the model's own, or fp32 copies where it computes narrower."""
+        if not self._computes_narrow:
+            return trained_parameters(model)
+        return [
+            (name, nn.Parameter(parameter.detach().clone()))
+            for name, parameter in trained_parameters(model)
+        ]
+
+    def _share_first_rank(self, model: nn.Module) -> None:
+        """Give all ranks the weights of rank 0."""
         if self.world_size > 1:
             for parameter in model.parameters():
                 dist.broadcast(parameter.detach(), src=0)
-        if not self._computes_narrow:
-            return list(model.named_parameters())
-        return [
-            (name, nn.Parameter(parameter.detach().clone()))
-            for name, parameter in model.named_parameters()
-        ]
 
     def _attach_gradients(self) -> Tensor:
         """One flat buffer of which every master's gradient is a view.
@@ -180,3 +190,7 @@ class TwinEngine:
 
     def _fragments(self) -> list[Fragment]:
         return whole_fragments(self._masters, self._adam)
+
+    def _share(self) -> Iterator[Fragment]:
+        trained = even_share(self._fragments(), self.rank, self.world_size)
+        return chain(trained, self._frozen.share)

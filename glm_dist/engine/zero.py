@@ -3,7 +3,8 @@
 It stands apart from the seam so that it reads without knowledge of DeepSpeed's inside.
 """
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from glm_dist.engine.ds_config import deepspeed_config
 from glm_dist.engine.fragments import Fragment, as_slices, even_share, fill, gather_weights
+from glm_dist.engine.frozen import FrozenWeights, kept_shapes, trained_parameters
 from glm_dist.engine.interface import STATE_KEYS, ReadSlice, Slice, StepHealth
 from glm_dist.engine.optimizer import (
     build_optimizer,
@@ -21,6 +23,7 @@ from glm_dist.engine.optimizer import (
 )
 from glm_dist.engine.seam import (
     StepGate,
+    gathered,
     initialize,
     master_weights,
     own_fragments,
@@ -42,20 +45,24 @@ class ZeroEngine:
         settings: EngineSettings,
         device: torch.device,
         dtype: torch.dtype,
+        rebuilt: Container[str] = (),
     ) -> None:
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.device, self.dtype = device, dtype
         self._settings = settings
         self._timer = ForwardTimer(device)
-        self.parameter_shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        initial = _copy_weights(model) if dtype != torch.float32 else None
-        self._adam = build_optimizer([(p, is_decayed(p)) for p in model.parameters()], settings)
+        self.parameter_shapes = kept_shapes(model, rebuilt)
+        trained = trained_parameters(model)
+        self.trained_names = frozenset(name for name, _ in trained)
+        self._frozen = FrozenWeights(model, rebuilt, self.rank, self.world_size)
+        initial = _copy_weights(trained) if dtype != torch.float32 else None
+        self._adam = build_optimizer([(p, is_decayed(p)) for _, p in trained], settings)
         self._engine = self._initialize(model)
         create_states(self._adam, master_weights(self._engine, self._adam))
         self._gate = StepGate(self._engine)
         if initial is not None:
             # DeepSpeed makes its fp32 masters from weights it has rounded already.
-            self.load_slices(_read_from(initial))
+            self._load_trained(_read_from(initial))
 
     def backward(self, batch: Batch, scale: float | Tensor, is_last: bool) -> LossOutput:
         """See `Engine`."""
@@ -96,8 +103,10 @@ class ZeroEngine:
 
     def load_slices(self, read: ReadSlice) -> None:
         """See `Engine`."""
-        fill(own_fragments(self._engine, self._adam), read)
-        refresh_weights(self._engine, self._adam)
+        self._load_trained(read)
+        self._frozen.load(read)
+        with_gathered = self._settings.zero_stage == 3
+        self._frozen.copy_into(self._engine.module, read, gathered if with_gathered else None)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
@@ -133,6 +142,7 @@ class ZeroEngine:
             self._settings,
             self.dtype,
             num_parameters=sum(parameter.numel() for parameter in model.parameters()),
+            num_trained=sum(parameter.numel() for _, parameter in trained_parameters(model)),
             world_size=self.world_size,
             has_streams=self.device.type == "cuda",
         )
@@ -141,12 +151,16 @@ class ZeroEngine:
     def _share(self) -> Iterator[Fragment]:
         fragments = own_fragments(self._engine, self._adam)
         if self._settings.zero_stage == 0:
-            return even_share(fragments, self.rank, self.world_size)
-        return iter(fragments)
+            fragments = list(even_share(fragments, self.rank, self.world_size))
+        return chain(fragments, self._frozen.share)
+
+    def _load_trained(self, read: ReadSlice) -> None:
+        fill(own_fragments(self._engine, self._adam), read)
+        refresh_weights(self._engine, self._adam)
 
 
-def _copy_weights(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p.detach().float().cpu().view(-1).clone() for name, p in model.named_parameters()}
+def _copy_weights(trained: list[tuple[str, nn.Parameter]]) -> dict[str, Tensor]:
+    return {name: p.detach().float().cpu().view(-1).clone() for name, p in trained}
 
 
 def _read_from(weights: dict[str, Tensor]) -> ReadSlice:

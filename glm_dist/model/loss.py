@@ -113,7 +113,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden)
         # fp32 at least, whatever the weight is: a half precision sum over chunks would drop small
         # terms, and fp16 could overflow, since the sum is not yet divided by the number of tokens.
-        grad_weight = torch.zeros_like(weight, dtype=_wide(weight))
+        is_trained = ctx.needs_input_grad[0]
+        grad_weight = torch.zeros_like(weight, dtype=_wide(weight)) if is_trained else None
         for chunk in _chunks(len(hidden), options.chunk_tokens):
             logits = _logits(weight, hidden[chunk], options.vocab_size)
             for block in _blocks(logits):
@@ -124,7 +125,8 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
                 )
                 total += losses[rows].sum() + extra
             grad_hidden[chunk] = logits @ weight
-            grad_weight += logits.T @ hidden[chunk]
+            if grad_weight is not None:
+                grad_weight += logits.T @ hidden[chunk]
         ctx.save_for_backward(grad_weight, grad_hidden)
         ctx.weight_dtype = weight.dtype
         ctx.mark_non_differentiable(losses)
@@ -137,8 +139,9 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if grad_sum is None:
             return (None,) * 5
         grad_weight, grad_hidden = ctx.saved_tensors
-        scaled_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
-        return scaled_weight, grad_hidden * grad_sum, None, None, None
+        if grad_weight is not None:
+            grad_weight = (grad_weight * grad_sum).to(ctx.weight_dtype)
+        return grad_weight, grad_hidden * grad_sum, None, None, None
 
 
 def _log_softmax(logits: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from glm_dist.model.initial import (
     check_vocabulary,
     load_initial_weights,
 )
+from glm_dist.model.tuning import apply_tuning
 from glm_dist.model.weight_files import WeightFolder
 from glm_dist.tokenizer import Tokenizer, find_tokenizer
 from glm_dist.train.settings import PretrainSettings
@@ -36,14 +37,14 @@ def check_initial(settings: PretrainSettings, tokenizer: Tokenizer) -> None:
         check_vocabulary(_pieces(there), _pieces(tokenizer))
 
 
-def build_initial(settings: PretrainSettings) -> GLM:
-    """The model as the run begins."""
+def build_initial(settings: PretrainSettings, *, is_resumed: bool = False) -> GLM:
+    """The model as the run begins; one that is resumed gets its weights from a checkpoint."""
     model = build_model(settings.model)
-    if settings.init_from is not None:
+    if settings.init_from is not None and not is_resumed:
         folder = model_folder(output_path(settings.init_from))
         there, _ = read_model_config(folder)
         load_initial_weights(model, WeightFolder(folder), there.vocab_size)
-    return model
+    return apply_tuning(model, settings.tuning)
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:

@@ -30,6 +30,7 @@ from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_orde
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
 from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedError
+from glm_dist.model.tuning import meta_model
 from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
 from glm_dist.train.heartbeat import HangDetector, Sign, write_stacks
 from glm_dist.train.initial import check_initial
@@ -73,13 +74,14 @@ def resolve(settings: PretrainSettings, dataset: TokenDataset) -> PretrainSettin
     """The settings with what the dataset decides, checked against it.
 
     Raises:
-        ConfigError: when rows, model and data do not fit.
+        ConfigError: when rows, model and data do not fit, or nothing would be trained.
     """
     model = settings.model.with_vocab_size(dataset.tokenizer.vocab_size)
     try:
         model.check_sequence_length(settings.rows.sequence_length)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    meta_model(model, settings.tuning)
     return settings.model_copy(update={"model": model})
 
 

@@ -11,6 +11,7 @@ from glm_dist.data.rows import RowBuilder, Rows
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import EngineSettings, build_engine
 from glm_dist.model import build_model
+from glm_dist.model.tuning import apply_tuning
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.stream import StepRows
 
@@ -50,7 +51,7 @@ def probe_steps(settings: PretrainSettings, dataset: TokenDataset) -> list[float
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
     plain = EngineSettings(backend="torch", dtype=settings.engine.dtype)
-    engine = build_engine(lambda: build_model(settings.model), plain)
+    engine = build_engine(lambda: apply_tuning(build_model(settings.model), settings.tuning), plain)
     seconds: list[float] = []
     for micro_batches in packed_steps(settings, dataset, PROBE_STEPS, settings.rows_per_rank):
         start = time.perf_counter()

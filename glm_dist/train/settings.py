@@ -11,6 +11,7 @@ from glm_dist.data.rows import RowSettings
 from glm_dist.engine.settings import EngineSettings
 from glm_dist.metrics.sinks import SinkSettings
 from glm_dist.model.settings import ModelSettings
+from glm_dist.model.tuning_settings import TuningSettings
 from glm_dist.objective import ObjectiveSettings
 
 
@@ -154,6 +155,7 @@ class PretrainSettings(Settings):
     objective: ObjectiveSettings = ObjectiveSettings()
     model: ModelSettings = ModelSettings()
     engine: EngineSettings = EngineSettings()
+    tuning: TuningSettings = TuningSettings()
     schedule: ScheduleSettings = ScheduleSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoints: CheckpointSettings = CheckpointSettings()

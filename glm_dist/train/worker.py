@@ -21,7 +21,6 @@ from glm_dist.engine.storage import append_json_line, read_json_lines
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
-from glm_dist.model import build_model
 from glm_dist.train.attempt import Attempt, write_ending
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
@@ -74,9 +73,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     earlier_wall = wall_seconds(run_folder)
     checkpoint = attempt.open_checkpoint()
     engine = build_engine(
-        # A checkpoint brings weights of its own.
-        lambda: build_initial(settings) if checkpoint is None else build_model(settings.model),
-        settings.engine,
+        lambda: build_initial(settings, is_resumed=checkpoint is not None), settings.engine
     )
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)

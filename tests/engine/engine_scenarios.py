@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,12 @@ def settings_of(backend: str, **options: Any) -> EngineSettings:
     return EngineSettings(zero_stage=int(stage), **options)
 
 
-def make_engine(backend: str, **options: Any) -> Engine:
-    """An engine of the tiny model."""
+def make_engine(
+    backend: str, model: Callable[[], nn.Module] = TinyModel, rebuilt: Any = (), **options: Any
+) -> Engine:
+    """An engine, of the tiny model unless told."""
     F.linear = _LINEAR  # which ZeRO 3 replaces for the whole process
-    return build_engine(TinyModel, settings_of(backend, **options))
+    return build_engine(model, settings_of(backend, **options), rebuilt)
 
 
 def global_micro_batches(step: int, shares: int = 2) -> list[Batch]:

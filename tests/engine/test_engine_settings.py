@@ -18,6 +18,7 @@ def config_of(dtype=torch.bfloat16, has_streams=True, **options):
         EngineSettings(**options),
         dtype,
         num_parameters=1000,
+        num_trained=1000,
         world_size=2,
         has_streams=has_streams,
     )

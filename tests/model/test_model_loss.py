@@ -117,3 +117,13 @@ def test_without_gradients_nothing_is_added_to_the_cross_entropy():
     with torch.no_grad():
         loss, _ = chunked(weight, hidden, targets, mask, gather=True, chunk_tokens=16, **extra)
     torch.testing.assert_close(loss, plain(weight, hidden, targets, mask)[0].detach())
+
+
+def test_a_frozen_table_gets_no_gradient_and_hidden_states_the_same():
+    _, _, _, expected = run(chunked, gather=True, chunk_tokens=16)
+    weight, hidden, targets, mask = inputs()
+    weight.requires_grad_(False)
+    loss, _ = chunked(weight, hidden, targets, mask, gather=True, chunk_tokens=16)
+    (loss * 0.37).backward()
+    assert weight.grad is None
+    assert torch.equal(hidden.grad, expected)
