@@ -23,24 +23,36 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 Where there are fewer key than query heads, each serves as many neighbouring query heads."""
 
+MaskMod = Callable[..., Tensor]
+"""Indices of batch, head, query and key to whether the query sees the key."""
+
 FLEX_BLOCK_TOKENS = 128  # side of the blocks that flex attention skips whole
 TILE_TOKENS = 128  # queries of a tile on the processor
 TILED_SHARE = 0.8  # of all pairs of a row that tiles may compute at most, to be worth their calls
 
 
 def build_attend(
-    settings: ModelSettings, segment_ids: Tensor, prefix_ends: Tensor, training: bool
+    settings: ModelSettings,
+    segment_ids: Tensor,
+    prefix_ends: Tensor,
+    training: bool,
+    num_common: int = 0,
 ) -> Attend:
-    """Attention over packed rows [B, S] by the kernel that the settings and the device allow."""
+    """Attention over packed rows [B, S] by the kernel that the settings and the device allow.
+
+    The last `num_common` keys belong to no token and are seen by all.
+    """
     obstacle = _flex_obstacle(settings, segment_ids, training)
     if settings.attention == "flex" and obstacle:
         _warn_once(f"model.attention is flex, but {obstacle}; sdpa is used instead")
     if settings.attention != "sdpa" and not obstacle:
-        return _flex_attend(segment_ids, prefix_ends)
+        return _flex_attend(segment_ids, prefix_ends, num_common)
     dropout = settings.attention_dropout if training else 0.0
-    if tiles := _plan_tiles(segment_ids, prefix_ends):
+    tiles = [] if num_common else _plan_tiles(segment_ids, prefix_ends)
+    if tiles:
         return _tiled_attend(segment_ids, prefix_ends, tiles, dropout)
-    return dense_attend(dense_mask(segment_ids, prefix_ends)[:, None], dropout)
+    mask = F.pad(dense_mask(segment_ids, prefix_ends), (0, num_common), value=True)
+    return dense_attend(mask[:, None], dropout)
 
 
 def dense_attend(mask: Tensor | None, dropout: float = 0.0) -> Attend:
@@ -166,20 +178,41 @@ def _bias(mask: Tensor, dtype: torch.dtype) -> Tensor:
     )
 
 
-def _flex_attend(segment_ids: Tensor, prefix_ends: Tensor) -> Attend:
+def _flex_attend(segment_ids: Tensor, prefix_ends: Tensor, num_common: int) -> Attend:
     rows, length = segment_ids.shape
+    padding = -num_common % FLEX_BLOCK_TOKENS
     on_cuda = segment_ids.is_cuda
     create_block_mask, flex_attention = _flex_functions(compiled=on_cuda)
     block_mask = create_block_mask(
-        flex_mask_mod(segment_ids, prefix_ends),
+        _with_common(flex_mask_mod(segment_ids, prefix_ends), length, num_common),
         B=rows,
         H=None,
         Q_LEN=length,
-        KV_LEN=length,
+        KV_LEN=length + num_common + padding,
         device=segment_ids.device,
         BLOCK_SIZE=FLEX_BLOCK_TOKENS,
     )
-    return functools.partial(flex_attention, block_mask=block_mask, enable_gqa=True)
+    flex = functools.partial(flex_attention, block_mask=block_mask, enable_gqa=True)
+
+    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if padding:
+            key, value = (F.pad(states, (0, 0, 0, padding)) for states in (key, value))
+        return flex(query, key, value)
+
+    return attend
+
+
+def _with_common(mask_mod: MaskMod, length: int, num_common: int) -> MaskMod:
+    """The mask of `length` tokens, with `num_common` keys behind them that all see."""
+    if not num_common:
+        return mask_mod
+
+    def with_common(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        is_token = key < length
+        seen = mask_mod(batch, head, query, torch.where(is_token, key, 0))
+        return torch.where(is_token, seen, key < length + num_common)
+
+    return with_common
 
 
 @functools.cache

@@ -39,7 +39,7 @@ def initialise_parameter(name: str, parameter: Tensor, settings: ModelSettings) 
     elif name.endswith("layernorm.weight"):
         parameter.fill_(1.0)
     else:
-        generator = torch.Generator().manual_seed(_stream_seed(settings.init_seed, name))
+        generator = stream_of(settings.init_seed, name)
         values = torch.empty(parameter.shape).normal_(generator=generator)
         if settings.residual == "deepnorm" and ".layers." in name:
             _scale_as_xavier(name, values, settings)
@@ -69,6 +69,7 @@ def _scale_as_xavier(name: str, values: Tensor, settings: ModelSettings) -> None
         part.mul_(factor * math.sqrt(2 / (part.shape[0] + columns)))
 
 
-def _stream_seed(seed: int, name: str) -> int:
+def stream_of(seed: int, name: str) -> torch.Generator:
+    """The random stream of one parameter."""
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
-    return int.from_bytes(digest[:8], "little") >> 1
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)

@@ -23,6 +23,7 @@ from glm_dist.model.loss import LossOptions, loss_rows, tied_cross_entropy, tied
 from glm_dist.model.mlp import MLP
 from glm_dist.model.norm import build_norm
 from glm_dist.model.positions import build_rotary
+from glm_dist.model.prefix import PrefixEncoder, prefixed
 from glm_dist.model.settings import ModelSettings
 
 T = TypeVar("T")
@@ -36,6 +37,7 @@ class GLM(nn.Module):
         self.settings = settings
         self.word_embeddings = WordEmbeddings(settings)
         self.transformer = Transformer(settings)
+        self.prefix_encoder: PrefixEncoder | None = None
         if not settings.tied_embeddings:
             self.output_layer = WordEmbeddings(settings)
 
@@ -67,10 +69,17 @@ class GLM(nn.Module):
         settings = self.settings
         if settings.causal:
             prefix_ends = torch.zeros_like(prefix_ends)
-        attend = build_attend(settings, segment_ids, prefix_ends, self.training)
+        attend = build_attend(
+            settings, segment_ids, prefix_ends, self.training, self.num_prefix_tokens
+        )
         rows = loss_rows(loss_mask)
         hidden = self.transformer(
-            self._embed(tokens), position_ids, block_position_ids, attend, rows=rows
+            self._embed(tokens),
+            position_ids,
+            block_position_ids,
+            attend,
+            rows=rows,
+            prefix=self._prefix(),
         )
         use = partial(tied_cross_entropy, options=self._loss_options)
         return self.head(use, hidden, targets, loss_mask, rows)
@@ -93,8 +102,12 @@ class GLM(nn.Module):
             cache: past tokens, which the new ones join; their keys come first.
         """
         words = self._embed(tokens)
+        if mask is not None:
+            mask = F.pad(mask, (0, self.num_prefix_tokens), value=True)
         attend = dense_attend(mask)
-        hidden = self.transformer(words, position_ids, block_position_ids, attend, cache)
+        hidden = self.transformer(
+            words, position_ids, block_position_ids, attend, cache, prefix=self._prefix()
+        )
         if cache is not None:
             cache.advance(tokens.shape[1])
         return hidden
@@ -102,6 +115,14 @@ class GLM(nn.Module):
     def logits(self, hidden: Tensor) -> Tensor:
         """fp32 logits [..., padded V] of hidden states; padded columns are -inf."""
         return self.head(partial(tied_logits, vocab_size=self.settings.vocab_size), hidden)
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Trained keys that every layer has beside those of the tokens."""
+        return 0 if self.prefix_encoder is None else self.prefix_encoder.num_tokens
+
+    def _prefix(self) -> Tensor | None:
+        return None if self.prefix_encoder is None else self.prefix_encoder()
 
     def _embed(self, tokens: Tensor) -> Tensor:
         words = self.word_embeddings(_look_up, tokens)
@@ -155,11 +176,14 @@ class Transformer(nn.Module):
         attend: Attend,
         cache: KVCache | None = None,
         rows: Tensor | None = None,
+        prefix: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, S, hidden size] of word embeddings of that shape.
 
-        With `rows`, flat indices of tokens, only theirs, [len(rows), hidden size]: the last layer
-        then does its work past the attention for no other token.
+        With `prefix`, [L, 2, key heads, P, D], each layer has these keys and values too, behind
+        those of the tokens; `attend` counts on them. With `rows`, flat indices of tokens, only
+        theirs, [len(rows), hidden size]: the last layer then does its work past the attention for
+        no other token.
         """
         hidden = words
         rotate: Callable[[Attend], Attend] = _leave
@@ -171,7 +195,9 @@ class Transformer(nn.Module):
         hidden = self.embedding_dropout(hidden)
         last = len(self.layers) - 1
         for index, layer in enumerate(self.layers):
-            layer_attend = attend if cache is None else cache.attend(index, attend)
+            layer_attend = attend if prefix is None else prefixed(attend, prefix[index])
+            if cache is not None:
+                layer_attend = cache.attend(index, layer_attend)
             inputs = (hidden, rotate(layer_attend), rows if index == last else None)
             if self._recompute and torch.is_grad_enabled():
                 hidden = checkpoint(layer, *inputs, use_reentrant=False)

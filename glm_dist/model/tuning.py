@@ -1,9 +1,10 @@
-"""Makes of a model the one that is trained: some of its parameters frozen.
+"""Makes of a model the one that is trained: with an adapter beside it, or some of it frozen.
 
 It stands apart from the model because names are all that it knows of it.
 """
 
 import difflib
+import math
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
@@ -11,17 +12,36 @@ import torch
 from torch import nn
 
 from glm_dist.errors import ConfigError
+from glm_dist.model.init import stream_of
+from glm_dist.model.prefix import PrefixEncoder
 from glm_dist.model.settings import ModelSettings
 from glm_dist.model.transformer import GLM
 from glm_dist.model.tuning_settings import TuningSettings
 
+PREFIX = "prefix_encoder."
+HEAD = "score."
+
 
 def apply_tuning(model: GLM, tuning: TuningSettings) -> GLM:
-    """The model with what is not trained frozen, in place.
+    """The model with what is trained beside it, and the rest frozen, in place.
+
+    The model has its weights: DoRA begins with the lengths of their rows.
 
     Raises:
         ConfigError: naming each pattern that matches nothing, or when nothing is left to train.
+        DependencyError: when peft is needed and not installed.
     """
+    if tuning.is_low_rank:
+        from glm_dist.model.low_rank import inject
+
+        inject(model, tuning, target_names(model, tuning.targets))
+    elif tuning.kind == "p_tuning":
+        tokens = tuning.num_prefix_tokens
+        model.prefix_encoder = PrefixEncoder(model.settings, tokens, tuning.prefix_projection)
+        _draw_prefix(model.prefix_encoder, model.settings.init_seed)
+    if tuning.is_adapter:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_added(name))
     freeze(model, tuning.frozen)
     return model
 
@@ -30,6 +50,41 @@ def meta_model(settings: ModelSettings, tuning: TuningSettings) -> GLM:
     """The model that a run trains, without memory for its weights; see `apply_tuning`."""
     with torch.device("meta"):
         return apply_tuning(GLM(settings), tuning)
+
+
+def is_added(name: str) -> bool:
+    """Whether a parameter belongs to an adapter, or to the head that is trained with it."""
+    return ".lora_" in name or name.startswith((PREFIX, HEAD))
+
+
+def base_names(model: nn.Module, tuning: TuningSettings) -> frozenset[str]:
+    """Parameters of the model that an adapter stands beside; none where there is no adapter."""
+    if not tuning.is_adapter:
+        return frozenset()
+    return frozenset(name for name, _ in model.named_parameters() if not is_added(name))
+
+
+def target_names(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Names of the linear maps that the patterns choose.
+
+    Raises:
+        ConfigError: naming each pattern that chooses none.
+    """
+    maps = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and ".layers." in name
+    ]
+    problems = [
+        f"tuning.targets: {pattern!r} matches no linear map; {_close_names(pattern, maps)}"
+        for pattern in patterns
+        if not any(_is_target(name, pattern) for name in maps)
+    ]
+    if not patterns:
+        problems.append("tuning.targets: is empty; name at least one linear map")
+    if problems:
+        raise ConfigError(problems)
+    return [name for name in maps if any(_is_target(name, pattern) for pattern in patterns)]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -60,8 +115,27 @@ def num_trained(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
+def _is_target(name: str, pattern: str) -> bool:
+    return name.endswith(f".{pattern}") or fnmatchcase(name, pattern)
+
+
 def _close_names(pattern: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(pattern, names, n=2, cutoff=0.6)
     if close:
         return f"close to it are {', '.join(close)}"
     return f"names are such as {next(iter(names))}"
+
+
+@torch.no_grad()
+def _draw_prefix(encoder: PrefixEncoder, seed: int) -> None:
+    """Draw a prefix anew, each parameter from a stream of its own, distributed as torch draws."""
+    for name, parameter in encoder.named_parameters():
+        if parameter.is_meta:
+            continue
+        generator, values = stream_of(seed, f"prefix_encoder.{name}"), torch.empty(parameter.shape)
+        if name.startswith("embedding."):
+            values.normal_(generator=generator)
+        else:
+            bound = 1 / math.sqrt(encoder.embedding.weight.shape[1])
+            values.uniform_(-bound, bound, generator=generator)
+        parameter.copy_(values)
