@@ -9,6 +9,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from glm_dist.engine.adapters import open_whole
 from glm_dist.errors import ModelError
 from glm_dist.model import ModelSettings, chatglm, load_reference_weights
 from glm_dist.model.huggingface import (
@@ -32,23 +33,26 @@ CONFIG = "config.json"
 TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, "tokenizer_config.json", "chat_template.jinja")
 
 
-def export_model(source: Path, output: Path, dtype: torch.dtype | None = None) -> dict[str, Any]:
+def export_model(
+    source: Path, output: Path, dtype: torch.dtype | None = None, base: Path | None = None
+) -> dict[str, Any]:
     """Write a finished model as a folder that `transformers` opens; its config.json.
 
     Causal models of GLM-4's block become `glm` or `glm4`. All others get a modelling file of their
-    own, for `trust_remote_code=True`.
+    own, for `trust_remote_code=True`. LoRA and DoRA are merged into the model they stand beside.
 
     Args:
         source: a model folder, or a run folder that holds one under `model/`.
         output: what is made; it must not exist.
         dtype: of the weights; by default as they are.
+        base: where the model of an adapter lies now, if not where it was.
 
     Raises:
-        ModelError: when there is no model, or the output exists.
+        ModelError: when there is no model, an adapter cannot be merged, or the output exists.
     """
     source = model_folder(source)
     settings, name = read_model_config(source)
-    weights = WeightFolder(source)
+    weights = open_whole(source, base)
     shapes = our_shapes(settings)
     weights.check(shapes)
     first = weights[next(iter(shapes))].dtype

@@ -4,13 +4,18 @@ import json
 from pathlib import Path
 
 from glm_dist.engine import load_weights
+from glm_dist.engine.adapters import ADAPTER_CONFIG, AdapterFolder, open_weights
 from glm_dist.errors import CheckpointError
 from glm_dist.model import GLM, ModelSettings
+from glm_dist.model.prefix import PrefixEncoder
 from glm_dist.tokenizer import Tokenizer
 
 
-def load_model(folder: str | Path) -> tuple[GLM, Tokenizer]:
+def load_model(folder: str | Path, base: str | Path | None = None) -> tuple[GLM, Tokenizer]:
     """Model and tokenizer of a model folder, or of a run folder that holds one under `model/`.
+
+    An adapter comes with the model it was trained beside; `base` says where that lies now, if not
+    where it was.
 
     Raises:
         CheckpointError: when there is no finished model.
@@ -18,10 +23,10 @@ def load_model(folder: str | Path) -> tuple[GLM, Tokenizer]:
     folder = Path(folder).expanduser()
     if (folder / "model" / "config.json").exists():
         folder = folder / "model"
-    return read_model(folder), Tokenizer.load(folder)
+    return read_model(folder, None if base is None else Path(base)), Tokenizer.load(folder)
 
 
-def read_model(folder: Path) -> GLM:
+def read_model(folder: Path, base: Path | None = None) -> GLM:
     """The model of a model folder, which may have come without a tokenizer of ours.
 
     Raises:
@@ -36,5 +41,13 @@ def read_model(folder: Path) -> GLM:
             "ended, or its model/"
         ) from None
     model = GLM(settings)
-    model.load_state_dict(load_weights(folder))
+    if not (folder / ADAPTER_CONFIG).exists():
+        model.load_state_dict(load_weights(folder))
+        return model.eval()
+    merged = open_weights(folder, base)
+    model.load_state_dict({name: merged[name] for name in merged.shapes})
+    prefix = AdapterFolder(folder).prefix
+    if prefix is not None:
+        model.prefix_encoder = PrefixEncoder(settings, len(prefix))
+        model.prefix_encoder.load_state_dict({"embedding.weight": prefix})
     return model.eval()

@@ -15,6 +15,46 @@ from glm_dist.model.presets import DEFAULT_PRESET, PRESETS
 _ROTARY_DIVISORS = {"rotary_1d": 2, "rotary_2d": 4, "rotary_half": 4}
 
 
+class HeadSettings(Settings):
+    """What the model makes of its last hidden states."""
+
+    kind: Literal["language_model", "sequence_classification", "token_classification"] = (
+        "language_model"
+    )
+    """language_model: the next token; sequence_classification: a label of one pooled token of each
+    sample; token_classification: a label of each token. Labels are scored by one linear map."""
+    labels: list[str] = []
+    """Names of the labels of a classification, in the order of their ids."""
+    multi_label: bool = False
+    """Each label is there or not, by itself; else there is exactly one."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Dropout probability of the hidden states that labels are scored from."""
+    pooling: Literal["auto", "first", "last"] = "auto"
+    """sequence_classification: the token whose hidden state is taken. auto: the first, [ENC], where
+    it sees the whole text, and the last where the model is causal."""
+
+    @property
+    def is_classifier(self) -> bool:
+        """Whether labels are scored, and no tokens."""
+        return self.kind != "language_model"
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        least = 1 if self.multi_label else 2
+        if self.is_classifier and (len(self.labels) < least or len(set(self.labels)) < least):
+            raise ValueError(
+                f"labels: got {self.labels} for kind {self.kind}; name at least {least}"
+            )
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels: {self.labels} names a label twice; name each once")
+        if self.labels and not self.is_classifier:
+            raise ValueError(
+                "labels: are given, but kind is language_model; set kind: sequence_classification "
+                "or token_classification, or leave them out"
+            )
+        return self
+
+
 class ModelSettings(Settings):
     """Shape and behaviour of a GLM; a preset gives the shape, fields set beside it win."""
 
@@ -49,6 +89,7 @@ class ModelSettings(Settings):
     """Which linear maps have a bias: all of 2021, only queries, keys and values of GLM-4, none."""
     tied_embeddings: bool = True
     """Whether the word embeddings are also the output head; else it has a table of its own."""
+    head: HeadSettings = HeadSettings()
     causal: bool = False
     """Whether Part A is read causally too, as ChatGLM2 and later do; else it sees all of itself."""
     vocab_size: int = Field(4096, ge=1)
@@ -134,6 +175,11 @@ class ModelSettings(Settings):
                 "residual: deepnorm bounds its branches by a factor, and sandwich_norm would undo "
                 "it; set one of them"
             )
+        if self.causal and self.head.pooling == "first":
+            raise ValueError(
+                "head.pooling: first takes a token that sees nothing but itself, because the model "
+                "is causal; set it to auto or last"
+            )
         if self.attention == "flex" and self.attention_dropout > 0:
             raise ValueError(
                 f"attention: flex cannot drop attention weights, but attention_dropout is "
@@ -150,6 +196,12 @@ class ModelSettings(Settings):
     def kv_heads(self) -> int:
         """Key heads of a layer, and as many value heads."""
         return self.num_kv_heads or self.num_heads
+
+    @property
+    def pools_first(self) -> bool:
+        """Whether a sequence's label is scored from its first token, else from its last."""
+        pooling = self.head.pooling
+        return not self.causal if pooling == "auto" else pooling == "first"
 
     @property
     def is_gated(self) -> bool:
@@ -169,11 +221,18 @@ class ModelSettings(Settings):
     @property
     def num_parameters(self) -> int:
         """Weights of the model, padded rows included; a tied head is counted once."""
-        tables = self.padded_vocab_size * (1 if self.tied_embeddings else 2)
+        is_single = self.tied_embeddings or self.head.is_classifier
+        tables = self.padded_vocab_size * (1 if is_single else 2)
         if self.positions == "learned":
             tables += 2 * (self.max_position_embeddings + 1)
         norm = self.hidden_size * (2 if self.norm == "layernorm" else 1)
-        return self.num_layers * self._layer_parameters(norm) + tables * self.hidden_size + norm
+        layers = self.num_layers * self._layer_parameters(norm)
+        return layers + tables * self.hidden_size + norm + self._head_parameters()
+
+    def _head_parameters(self) -> int:
+        """Of a classification: a row for each label, and where tokens are labelled a bias."""
+        has_bias = self.head.kind == "token_classification"
+        return len(self.head.labels) * (self.hidden_size + has_bias)
 
     def _layer_parameters(self, norm: int) -> int:
         hidden, ffn, mixed = self.hidden_size, self.ffn_hidden_size, self.num_heads * self.head_size

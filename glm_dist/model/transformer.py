@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
 from glm_dist.model.cache import KVCache
+from glm_dist.model.labels import LabelScores, label_loss
 from glm_dist.model.loss import LossOptions, loss_rows, tied_cross_entropy, tied_logits
 from glm_dist.model.mlp import MLP
 from glm_dist.model.norm import build_norm
@@ -38,7 +39,9 @@ class GLM(nn.Module):
         self.word_embeddings = WordEmbeddings(settings)
         self.transformer = Transformer(settings)
         self.prefix_encoder: PrefixEncoder | None = None
-        if not settings.tied_embeddings:
+        if settings.head.is_classifier:
+            self.score = LabelScores(settings)
+        elif not settings.tied_embeddings:
             self.output_layer = WordEmbeddings(settings)
 
     @property
@@ -65,7 +68,12 @@ class GLM(nn.Module):
         prefix_ends: Tensor,
         loss_mask: Tensor,
     ) -> LossOutput:
-        """Loss of packed rows; the arguments are the fields of `Batch`, each [B, S]."""
+        """Loss of packed rows; the arguments are the fields of `Batch`, each [B, S].
+
+        For a classification `targets` holds the ids of labels, [B, S], or where a token can have
+        several 0 and 1 for each label, [B, S, labels]; `loss_mask` is 1 at tokens that are
+        labelled, which of a sequence is the one that is pooled.
+        """
         settings = self.settings
         if settings.causal:
             prefix_ends = torch.zeros_like(prefix_ends)
@@ -81,6 +89,8 @@ class GLM(nn.Module):
             rows=rows,
             prefix=self._prefix(),
         )
+        if settings.head.is_classifier:
+            return label_loss(self.score(hidden), targets, loss_mask, rows)
         use = partial(tied_cross_entropy, options=self._loss_options)
         return self.head(use, hidden, targets, loss_mask, rows)
 
@@ -113,7 +123,13 @@ class GLM(nn.Module):
         return hidden
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """fp32 logits [..., padded V] of hidden states; padded columns are -inf."""
+        """fp32 logits of hidden states.
+
+        Of words [..., padded V], where padded columns are -inf; of a classification [..., labels].
+        """
+        if self.settings.head.is_classifier:
+            scores = self.score(hidden)
+            return scores.to(torch.promote_types(scores.dtype, torch.float32))
         return self.head(partial(tied_logits, vocab_size=self.settings.vocab_size), hidden)
 
     @property

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ class WeightFolder:
         ModelError: when there are no safetensors, or a file is not what it says.
     """
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, single_file: str = SINGLE_FILE) -> None:
         self.folder = Path(folder)
+        self._single_file = single_file
         self._owners: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         for path, expected in self._files().items():
@@ -48,25 +49,13 @@ class WeightFolder:
         Raises:
             ModelError: naming each difference.
         """
-        problems = [f"{name} is missing" for name in expected.keys() - self.shapes.keys()]
-        problems += [f"{name} is unknown" for name in self.shapes.keys() - expected.keys()]
-        problems += [
-            f"{name} is {list(self.shapes[name])} and should be {list(expected[name])}"
-            for name in expected.keys() & self.shapes.keys()
-            if self.shapes[name] != expected[name]
-        ]
-        if problems:
-            more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
-            raise ModelError(
-                f"{self.folder}: the weights do not fit config.json: "
-                f"{'; '.join(sorted(problems)[:8])}{more}"
-            )
+        check_shapes(self.folder, self.shapes, expected)
 
     def _files(self) -> dict[Path, set[str] | None]:
         """Each file, and the tensors it should hold where that is known."""
         index = self.folder / INDEX_FILE
         if not index.exists():
-            single = self.folder / SINGLE_FILE
+            single = self.folder / self._single_file
             if not single.exists():
                 raise ModelError(self._nothing_there())
             return {single: None}
@@ -92,7 +81,7 @@ class WeightFolder:
                 f"{self.folder}: holds pickled weights ({pickles[0]}), which can run any code when "
                 f"they are opened; convert them to safetensors where you trust them"
             )
-        return f"{self.folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}"
+        return f"{self.folder}: holds neither {self._single_file} nor {INDEX_FILE}"
 
     def _open(self, path: Path, expected: set[str] | None) -> None:
         try:
@@ -110,11 +99,34 @@ class WeightFolder:
         self.shapes.update(shapes)
 
 
+def check_shapes(
+    folder: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Compare the tensors of a folder with those of the model that its `config.json` describes.
+
+    Raises:
+        ModelError: naming each difference.
+    """
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} is {list(found[name])} and should be {list(expected[name])}"
+        for name in expected.keys() & found.keys()
+        if found[name] != expected[name]
+    ]
+    if problems:
+        more = f" and {len(problems) - 8} more" if len(problems) > 8 else ""
+        raise ModelError(
+            f"{folder}: the weights do not fit config.json: {'; '.join(sorted(problems)[:8])}{more}"
+        )
+
+
 def write_folder(
     folder: str | Path,
     tensors: Iterable[tuple[str, Tensor]],
-    documents: dict[str, Any],
+    documents: Mapping[str, Any],
     shard_bytes: int = SHARD_BYTES,
+    single_file: str = SINGLE_FILE,
 ) -> Path:
     """Write tensors as they come, and JSON or text files beside them; whole or not at all.
 
@@ -123,6 +135,7 @@ def write_folder(
         tensors: name and tensor; no more than a shard of them is in memory at a time.
         documents: file names to plain values, text or bytes.
         shard_bytes: size at which a file is closed and the next one begun.
+        single_file: its name where there is but one.
 
     Raises:
         ModelError: when the folder is there already.
@@ -133,7 +146,7 @@ def write_folder(
     temporary = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
     try:
-        _write_shards(temporary, tensors, shard_bytes)
+        _write_shards(temporary, tensors, shard_bytes, single_file)
         for name, value in documents.items():
             _write_document(temporary / name, value)
         os.replace(temporary, folder)
@@ -142,7 +155,9 @@ def write_folder(
     return folder
 
 
-def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int) -> None:
+def _write_shards(
+    folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_bytes: int, single_file: str
+) -> None:
     owners: list[set[str]] = []
     total = 0
     for shard in _in_shards(tensors, shard_bytes):
@@ -151,7 +166,7 @@ def _write_shards(folder: Path, tensors: Iterable[tuple[str, Tensor]], shard_byt
         owners.append(set(shard))
         total += sum(tensor.nbytes for tensor in shard.values())
     if len(owners) == 1:
-        (folder / "shard-0").rename(folder / SINGLE_FILE)
+        (folder / "shard-0").rename(folder / single_file)
         return
     weight_map = {}
     for number, names in enumerate(owners):

@@ -1,10 +1,18 @@
 """The weights a run begins with: drawn, or those of another model."""
 
+import json
 import logging
+from pathlib import Path
+from typing import Any
+
+import torch
 
 from glm_dist.config import output_path
-from glm_dist.engine.export import model_folder, read_model_config
-from glm_dist.model import GLM, build_model
+from glm_dist.engine import save_weights
+from glm_dist.engine.adapters import hash_model, open_whole, save_adapter
+from glm_dist.engine.export import CONFIG, model_folder, read_model_config
+from glm_dist.errors import ModelError
+from glm_dist.model import GLM, ModelSettings, build_model
 from glm_dist.model.huggingface import our_shapes
 from glm_dist.model.initial import (
     check_initial_weights,
@@ -12,11 +20,14 @@ from glm_dist.model.initial import (
     load_initial_weights,
 )
 from glm_dist.model.tuning import apply_tuning
-from glm_dist.model.weight_files import WeightFolder
 from glm_dist.tokenizer import Tokenizer, find_tokenizer
 from glm_dist.train.settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
+
+
+BASE_MODEL = "base model"
+"""Name of the fingerprint of the weights that an adapter stands beside."""
 
 
 def check_initial(settings: PretrainSettings, tokenizer: Tokenizer) -> None:
@@ -27,24 +38,65 @@ def check_initial(settings: PretrainSettings, tokenizer: Tokenizer) -> None:
     """
     if settings.init_from is None:
         return
-    folder = model_folder(output_path(settings.init_from))
-    read_model_config(folder)
-    resized = check_initial_weights(WeightFolder(folder), our_shapes(settings.model))
+    folder, there = _found(settings.init_from)
+    resized = check_initial_weights(
+        open_whole(folder), our_shapes(settings.model), with_head=there.head == settings.model.head
+    )
+    if resized and settings.tuning.is_adapter:
+        name, (found, needed) = next(iter(resized.items()))
+        raise ModelError(
+            f"init_from: {name} has {found} rows there and {needed} in this run, and tuning.kind "
+            f"{settings.tuning.kind} would leave the others untrained; use the model's own sizes "
+            "and tokenizer, or tuning.kind: none"
+        )
     for name, (found, needed) in resized.items():
         logger.warning("init_from: %s has %d rows there and gets %d", name, found, needed)
     if find_tokenizer(folder):
-        there = Tokenizer.load(folder)
-        check_vocabulary(_pieces(there), _pieces(tokenizer))
+        check_vocabulary(_pieces(Tokenizer.load(folder)), _pieces(tokenizer))
 
 
 def build_initial(settings: PretrainSettings, *, is_resumed: bool = False) -> GLM:
-    """The model as the run begins; one that is resumed gets its weights from a checkpoint."""
+    """The model as the run begins; one that is resumed gets what was trained from a checkpoint."""
     model = build_model(settings.model)
-    if settings.init_from is not None and not is_resumed:
-        folder = model_folder(output_path(settings.init_from))
-        there, _ = read_model_config(folder)
-        load_initial_weights(model, WeightFolder(folder), there.vocab_size)
+    if settings.init_from is not None and (settings.tuning.is_adapter or not is_resumed):
+        folder, there = _found(settings.init_from)
+        with_head = there.head == settings.model.head
+        load_initial_weights(model, open_whole(folder), there.vocab_size, with_head=with_head)
     return apply_tuning(model, settings.tuning)
+
+
+def base_fingerprint(settings: PretrainSettings) -> dict[str, str]:
+    """Under BASE_MODEL the hash of the weights that an adapter is trained beside, or nothing."""
+    if settings.init_from is None or not settings.tuning.is_adapter:
+        return {}
+    return {BASE_MODEL: hash_model(_found(settings.init_from)[0])}
+
+
+def save_result(
+    folder: Path,
+    settings: PretrainSettings,
+    weights: dict[str, torch.Tensor],
+    fingerprints: dict[str, str],
+) -> None:
+    """Write what was trained, with all that inference needs but the tokenizer."""
+    config: dict[str, Any] = {
+        "model": settings.model.model_dump(mode="json"),
+        "name": settings.name,
+    }
+    if settings.tuning.is_adapter and settings.init_from is not None:
+        config["tuning"] = settings.tuning.model_dump(mode="json")
+        base, _ = _found(settings.init_from)
+        config["base"] = {"folder": str(base), "sha256": fingerprints[BASE_MODEL]}
+        save_adapter(folder, weights, config)
+        return
+    save_weights(folder, weights)
+    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+
+
+def _found(init_from: str) -> tuple[Path, ModelSettings]:
+    """The model's folder and its settings."""
+    folder = model_folder(output_path(init_from))
+    return folder, read_model_config(folder)[0]
 
 
 def _pieces(tokenizer: Tokenizer) -> list[str]:

@@ -33,7 +33,7 @@ from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedEr
 from glm_dist.model.tuning import meta_model
 from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
 from glm_dist.train.heartbeat import HangDetector, Sign, write_stacks
-from glm_dist.train.initial import check_initial
+from glm_dist.train.initial import base_fingerprint, check_initial
 from glm_dist.train.settings import PretrainSettings, WorkerSettings
 from glm_dist.train.state import Ending
 from glm_dist.train.supervise import (
@@ -115,6 +115,7 @@ def launch(settings: PretrainSettings) -> Launched:
         "dataset": dataset.fingerprint,
         "tokenizer": dataset.tokenizer.sha256,
         "row order": order.sha256,
+        **base_fingerprint(settings),
     }
     job = Job(settings, str(run_folder), str(dataset.folder), fingerprints)
 

@@ -202,6 +202,7 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "PretrainSettings":
         problems = [*self._duration_problems(), *self._batch_problems(), *self._rhythm_problems()]
+        problems += self._model_problems()
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -227,6 +228,20 @@ class PretrainSettings(Settings):
                 f"{math.ceil(rows / (most * micro)) * most * micro}"
             ]
         return []
+
+    def _model_problems(self) -> list[str]:
+        problems = []
+        if self.tuning.is_adapter and self.init_from is None:
+            problems.append(
+                f"tuning.kind: got {self.tuning.kind}, which is trained beside a finished model; "
+                "give it as init_from, or set tuning.kind: none"
+            )
+        if self.model.head.is_classifier:
+            problems.append(
+                f"model.head.kind: got {self.model.head.kind}, and pretraining predicts tokens; "
+                "set it to language_model"
+            )
+        return problems
 
     def _rhythm_problems(self) -> list[str]:
         every = self.checkpoints.every_steps

@@ -9,24 +9,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 
 from glm_dist.data.order import RowSchedule
 from glm_dist.data.rows import RowBuilder
 from glm_dist.data.shards import TokenDataset
-from glm_dist.engine import Engine, build_engine, load_checkpoint, save_weights
+from glm_dist.engine import Engine, build_engine, load_checkpoint
 from glm_dist.engine.catalogue import SCORE_KEY
 from glm_dist.engine.storage import append_json_line, read_json_lines
 from glm_dist.evaluate.heldout import HeldOut, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
+from glm_dist.model.tuning import base_names, meta_model
 from glm_dist.train.attempt import Attempt, write_ending
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.flops import StepFlops
 from glm_dist.train.goodput import account
 from glm_dist.train.heartbeat import Heartbeat
-from glm_dist.train.initial import build_initial
+from glm_dist.train.initial import build_initial, save_result
 from glm_dist.train.loop import Run, token_losses, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.saver import Saver
@@ -73,7 +73,9 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     earlier_wall = wall_seconds(run_folder)
     checkpoint = attempt.open_checkpoint()
     engine = build_engine(
-        lambda: build_initial(settings, is_resumed=checkpoint is not None), settings.engine
+        lambda: build_initial(settings, is_resumed=checkpoint is not None),
+        settings.engine,
+        base_names(meta_model(settings.model, settings.tuning), settings.tuning),
     )
     if checkpoint is not None:
         load_checkpoint(engine, checkpoint)
@@ -182,18 +184,12 @@ def _finish(job: Job, run: Run) -> None:
         figures["heldout/loss_shuffled_context"] = losses["heldout/loss"]
     weights = engine.full_weights()
     if weights is not None:
-        save_model(Path(job.run_folder) / MODEL_FOLDER, job, weights)
+        folder = Path(job.run_folder) / MODEL_FOLDER
+        save_result(folder, job.settings, weights, job.fingerprints)
+        TokenDataset.open(job.dataset_folder).tokenizer.save(folder)
         path = Path(job.run_folder) / "final.json"
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(json.dumps({**figures, "engine": engine.describe()}, indent=1))
         os.replace(temporary, path)
     if dist.is_initialized():
         dist.barrier()
-
-
-def save_model(folder: Path, job: Job, weights: dict[str, torch.Tensor]) -> None:
-    """Write weights, model settings and tokenizer: all that inference needs."""
-    save_weights(folder, weights)
-    TokenDataset.open(job.dataset_folder).tokenizer.save(folder)
-    config = {"model": job.settings.model.model_dump(mode="json"), "name": job.settings.name}
-    (folder / "config.json").write_text(json.dumps(config, indent=1))
