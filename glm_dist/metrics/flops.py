@@ -6,7 +6,6 @@ to tokens that cannot be seen do not count, so MFU is not flattered by waste.
 
 from dataclasses import dataclass
 
-BACKWARD_AND_FORWARD = 3  # the backward pass does twice the forward's matrix work
 FLOPS_PER_WEIGHT = 2  # one multiplication and one addition
 
 PEAK_DENSE_BF16 = {
@@ -51,21 +50,46 @@ class ModelShape:
         return attention + self.num_mlp_matrices * self.hidden_size * self.ffn_hidden_size
 
 
+@dataclass(frozen=True)
+class TrainedShare:
+    """What the backward pass has to do where not every parameter is trained."""
+
+    layers: float = 1.0
+    """Share of the layers' matrix weights that get a gradient."""
+    head: float = 1.0
+    """The same for the table behind the logits."""
+    reached: float = 1.0
+    """Share of the layers that a gradient passes on its way down to the lowest trained one."""
+
+
 def training_flops(
-    shape: ModelShape, tokens: float, loss_tokens: float, visible_pairs: float
+    shape: ModelShape,
+    tokens: float,
+    loss_tokens: float,
+    visible_pairs: float,
+    trained: TrainedShare | None = None,
 ) -> float:
     """Operations of forward and backward.
+
+    Each matrix is used once in the forward pass, once for the gradient of its input where that is
+    needed, and once for its own where it is trained. An adapter's own work is left out.
 
     Args:
         shape: the model.
         tokens: tokens that are not padding; each passes all layers.
         loss_tokens: tokens whose logits are needed.
         visible_pairs: pairs of query and visible key, over all samples.
+        trained: what of the model is; None: all of it.
     """
+    share = trained or TrainedShare()
     layers = shape.num_layers * shape.layer_weights * tokens
     head = shape.hidden_size * shape.vocab_size * loss_tokens
     attention = 2 * shape.num_layers * shape.query_size * visible_pairs  # scores and mixing
-    return BACKWARD_AND_FORWARD * FLOPS_PER_WEIGHT * (layers + head + attention)
+    return FLOPS_PER_WEIGHT * (
+        layers * (1 + share.reached + share.layers)
+        + head * (2 + share.head)
+        + attention * (1 + 2 * share.reached)
+    )
 
 
 def peak_flops(device_name: str) -> float | None:

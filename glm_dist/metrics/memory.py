@@ -27,15 +27,17 @@ class MemoryPlan:
 
 
 def state_bytes(
-    num_parameters: int, bytes_per_weight: int, zero_stage: int, world_size: int
+    num_parameters: int, num_trained: int, bytes_per_weight: int, zero_stage: int, world_size: int
 ) -> tuple[float, float, float]:
     """Bytes of weights, gradients and optimizer state: what a stage shards is divided by the ranks.
+
+    Gradients and optimizer state are those of the `num_trained` parameters alone.
 
     Stage 1 shards the optimizer state, 2 also the gradients, 3 also the weights (Rajbhandari et
     al. 2020). In fp32 the weights are their own master copy.
     """
-    optimizer = num_parameters * (MASTER_AND_MOMENTS if bytes_per_weight < FP32 else 2 * FP32)
-    parts = [num_parameters * bytes_per_weight, num_parameters * FP32, optimizer]
+    optimizer = num_trained * (MASTER_AND_MOMENTS if bytes_per_weight < FP32 else 2 * FP32)
+    parts = [num_parameters * bytes_per_weight, num_trained * FP32, optimizer]
     from_stage = (3, 2, 1)
     weights, gradients, moments = (
         part / (world_size if zero_stage >= stage else 1)

@@ -82,6 +82,8 @@ def resolve(settings: PretrainSettings, dataset: TokenDataset) -> PretrainSettin
     except ValueError as error:
         raise ConfigError(str(error)) from None
     meta_model(model, settings.tuning)
+    for warning in settings.tuning.warnings():
+        logger.warning(warning)
     return settings.model_copy(update={"model": model})
 
 

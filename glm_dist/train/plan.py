@@ -5,7 +5,8 @@ from statistics import median
 from glm_dist.data.shards import TokenDataset
 from glm_dist.metrics.flops import training_flops
 from glm_dist.metrics.memory import MemoryPlan, activation_bytes, state_bytes
-from glm_dist.train.flops import shape_of
+from glm_dist.model.tuning import meta_model, num_trained
+from glm_dist.train.flops import shape_of, trained_share
 from glm_dist.train.settings import PretrainSettings
 
 EXPECTED_LOSS_SHARE = 0.3  # between token mode's 0.18 and document mode's 0.6 (GLM_SPEC 1.10)
@@ -17,9 +18,9 @@ def plan_memory(settings: PretrainSettings, num_workers: int | None = None) -> M
     model, engine = settings.model, settings.engine
     width = FP32 if engine.dtype == "float32" else BF16
     stage = engine.zero_stage if engine.backend == "deepspeed" else 0
-    weights, gradients, optimizer = state_bytes(
-        model.num_parameters, width, stage, num_workers or settings.world_sizes[-1]
-    )
+    counts = count_parameters(settings)
+    world_size = num_workers or settings.world_sizes[-1]
+    weights, gradients, optimizer = state_bytes(*counts, width, stage, world_size)
     return MemoryPlan(
         weights=weights,
         gradients=gradients,
@@ -35,11 +36,19 @@ def plan_memory(settings: PretrainSettings, num_workers: int | None = None) -> M
     )
 
 
+def count_parameters(settings: PretrainSettings) -> tuple[int, int]:
+    """Parameters of a run's model, what an adapter adds included, and how many are trained."""
+    model = meta_model(settings.model, settings.tuning)
+    return sum(parameter.numel() for parameter in model.parameters()), num_trained(model)
+
+
 def plan_flops(settings: PretrainSettings) -> float:
     """Useful operations of the whole run, rows taken as full and causally half visible."""
     tokens = settings.num_steps * settings.tokens_per_step
     pairs = tokens * settings.rows.sequence_length / 2
-    return training_flops(shape_of(settings.model), tokens, EXPECTED_LOSS_SHARE * tokens, pairs)
+    share = trained_share(settings.model, settings.tuning)
+    loss_tokens = EXPECTED_LOSS_SHARE * tokens
+    return training_flops(shape_of(settings.model), tokens, loss_tokens, pairs, share)
 
 
 def describe_hours(settings: PretrainSettings, dataset: TokenDataset) -> str:
@@ -66,9 +75,10 @@ def describe_plan(settings: PretrainSettings, dataset: TokenDataset) -> str:
     """What follows from the settings alone, as lines for a terminal."""
     memory = plan_memory(settings)
     tokens = settings.num_steps * settings.tokens_per_step
-    parameters = settings.model.num_parameters
+    parameters, trained = count_parameters(settings)
     lines = [
         ("parameters", f"{parameters:,}"),
+        *([("trained", f"{trained:,} of them")] if trained < parameters else []),
         ("tokens", f"{tokens:,} ({tokens / parameters:.1f} a parameter)"),
         ("epochs", f"{tokens / max(1, dataset.num_tokens('train')):.2f} of {dataset.folder}"),
         ("steps", f"{settings.num_steps:,} of {settings.tokens_per_step:,} tokens"),

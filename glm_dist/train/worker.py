@@ -110,7 +110,11 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
         note=note,
         stragglers=Stragglers(engine, note),
         recorder=Recorder(
-            engine.device, sinks, clock, StepFlops(settings.model, engine), earlier_wall
+            engine.device,
+            sinks,
+            clock,
+            StepFlops(settings.model, settings.tuning, engine),
+            earlier_wall,
         ),
         clock=clock,
         state=state,

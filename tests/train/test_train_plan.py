@@ -4,9 +4,14 @@ import re
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 from train_scenarios import make_dataset, make_settings
 
+from glm_dist.metrics.flops import training_flops
+from glm_dist.model import Batch, build_model, transformer
+from glm_dist.model.tuning import apply_tuning
 from glm_dist.train import probe
+from glm_dist.train.flops import shape_of, trained_share
 from glm_dist.train.plan import describe_hours, plan_memory
 from glm_dist.train.probe import PROBE_STEPS, packed_steps, probe_steps
 
@@ -55,3 +60,35 @@ def test_nothing_is_probed_that_would_not_fit_and_the_plan_says_why(dataset, mon
     monkeypatch.setattr(probe, "probe_steps", must_not_run)
     monkeypatch.setattr(probe, "free_bytes", lambda: plan_memory(settings).total - 1)
     assert describe_hours(settings, dataset).startswith("not probed: one process needs about")
+
+
+def matrix_flops(settings, monkeypatch):
+    """What torch counts of matrix products in one step on one row, attention left out."""
+    model = apply_tuning(build_model(settings.model), settings.tuning)
+    tokens = torch.zeros(1, 64, dtype=torch.long)
+    ones, places = torch.ones_like(tokens), torch.arange(64)[None]
+    batch = Batch(tokens, tokens, places, tokens, ones, tokens, ones)
+    attend = lambda *_: lambda query, key, value: query + key.mean() + value  # noqa: E731
+    monkeypatch.setattr(transformer, "build_attend", attend)
+    with FlopCounterMode(display=False) as counter:
+        model(*batch).loss_sum.backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "frozen",
+    [
+        [],
+        ["transformer.layers.*.attention.*"],
+        ["word_embeddings.*", "transformer.layers.[01].*"],
+        ["word_embeddings.*", "transformer.layers.*"],
+    ],
+)
+def test_useful_work_is_what_torch_counts_where_parameters_are_frozen(dataset, monkeypatch, frozen):
+    settings = make_settings(dataset, model={"num_layers": 3}, tuning={"frozen": frozen})
+    share = trained_share(settings.model, settings.tuning)
+    planned = training_flops(shape_of(settings.model), 64, 64, 0, share)
+    counted = matrix_flops(settings, monkeypatch)
+    # Of the lowest trained layer the first matrix needs no gradient of its input; it is counted.
+    first = 2 * 64 * settings.model.hidden_size * settings.model.qkv_size
+    assert planned - counted in (0, first)

@@ -25,6 +25,7 @@ from glm_dist.tokenizer import Tokenizer, TokenizerSettings, train_tokenizer
 from glm_dist.train import worker
 from glm_dist.train.attempt import claim_run_folder, decide_attempt, read_attempts
 from glm_dist.train.boundary import LocalBoundary
+from glm_dist.train.initial import base_fingerprint
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending, TrainState
 from glm_dist.train.worker import Job, run_rank
@@ -97,6 +98,7 @@ class Runner:
         tables = [RowTable(path) for path in sorted(folder.glob("table-*"))]
         self.order = RowOrder(tables, settings.seed)
         self.prints = {"dataset": dataset.fingerprint, "row order": self.order.sha256}
+        self.prints |= base_fingerprint(settings)
 
     def batches(self, state: TrainState) -> Iterator[Rows]:
         """This rank's micro-batches from where the state stands."""
