@@ -23,22 +23,26 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="a run's folder, or a model's")
     parser.add_argument("--output", required=True, help="folder to be made")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they are")
+    parser.add_argument("--base", help="where the model beside an adapter lies, if it was moved")
     arguments = parser.parse_args()
     quiet()
     import torch
 
     from glm_dist.engine.export import export_model
+    from glm_dist.model.head_config import auto_class
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     output = output_path(arguments.output)
+    base = output_path(arguments.base) if arguments.base else None
     try:
-        config = export_model(output_path(arguments.model), output, dtype)
+        config = export_model(output_path(arguments.model), output, dtype, base)
     except GlmDistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     trust = ", trust_remote_code=True" if "auto_map" in config else ""
     print(f"exported     {output}, as {config['architectures'][0]} in {config['dtype']}")
-    print(f'next         transformers.AutoModelForCausalLM.from_pretrained("{output}"{trust})')
+    opener = auto_class(config)
+    print(f'next         transformers.{opener}.from_pretrained("{output}"{trust})')
     return 0
 
 

@@ -12,8 +12,9 @@ from torch import Tensor
 from glm_dist.engine.adapters import open_whole
 from glm_dist.errors import ModelError
 from glm_dist.model import ModelSettings, chatglm, load_reference_weights
+from glm_dist.model.head_config import class_suffix
 from glm_dist.model.huggingface import (
-    ARCHITECTURES,
+    FAMILIES,
     PREFIX_FILE,
     config_from_settings,
     from_huggingface,
@@ -64,7 +65,7 @@ def export_model(
         "generation_config.json": {"do_sample": False, **_special_ids(tokenizer)},
         "README.md": _card(name, settings, config["model_type"]),
     }
-    if config["model_type"] not in ARCHITECTURES:
+    if config["model_type"] not in FAMILIES:
         documents[PREFIX_FILE] = prefix_source()
     if tokenizer is not None:
         documents |= {tokenizer.FILE: tokenizer.serialized, **tokenizer.to_huggingface()}
@@ -165,13 +166,14 @@ def _special_ids(tokenizer: Tokenizer | None) -> dict[str, int]:
 
 
 def _card(name: str, settings: ModelSettings, kind: str) -> str:
-    trust = "" if kind in ARCHITECTURES else ", trust_remote_code=True"
+    opener = f"AutoModel{class_suffix(settings)}"
+    trust = "" if kind in FAMILIES else ", trust_remote_code=True"
     return (
         f"---\nlibrary_name: transformers\ntags: [glm]\n---\n\n# {name}\n\n"
         f"A GLM of {settings.num_parameters:,} parameters, {settings.num_layers} layers of width "
         f"{settings.hidden_size}, vocabulary {settings.vocab_size:,}; "
         f"{'causal' if settings.causal else 'its prompt is seen in both directions'}.\n\n"
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        f'model = AutoModelForCausalLM.from_pretrained("."{trust})\n'
+        f"```python\nfrom transformers import {opener}, AutoTokenizer\n\n"
+        f'model = {opener}.from_pretrained("."{trust})\n'
         'tokenizer = AutoTokenizer.from_pretrained(".")\n```\n'
     )

@@ -12,17 +12,21 @@ import torch
 from torch import Tensor
 
 from glm_dist.errors import ModelError
+from glm_dist.model.head_config import class_suffix, head_fields, read_head
 from glm_dist.model.settings import ModelSettings
 from glm_dist.model.transformer import GLM
 from glm_dist.model.weight_files import WeightFolder
 
-ARCHITECTURES = {"glm": "GlmForCausalLM", "glm4": "Glm4ForCausalLM"}
+FAMILIES = {"glm": "Glm", "glm4": "Glm4"}
+"""How the names of transformers' classes begin, by `model_type`."""
 ROTATED_SHARE = 0.5
 
 _NAMES = {
     "word_embeddings.weight": "model.embed_tokens.weight",
     "transformer.final_layernorm.weight": "model.norm.weight",
     "output_layer.weight": "lm_head.weight",
+    "score.weight": "score.weight",
+    "score.bias": "score.bias",
 }
 _LAYER_NAMES = {
     "input_layernorm.weight": "input_layernorm.weight",
@@ -65,9 +69,9 @@ def settings_from_config(config: Mapping[str, Any]) -> ModelSettings:
         ModelError: naming each field that has no counterpart here.
     """
     kind = config.get("model_type")
-    if kind not in ARCHITECTURES:
+    if kind not in FAMILIES:
         raise ModelError(
-            f"model_type: got {kind!r}, this reads {', '.join(ARCHITECTURES)}, chatglm and what "
+            f"model_type: got {kind!r}, this reads {', '.join(FAMILIES)}, chatglm and what "
             "it wrote itself; convert other models with their own tools first"
         )
     rope = {**config, **(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
@@ -95,6 +99,7 @@ def settings_from_config(config: Mapping[str, Any]) -> ModelSettings:
             "rotary_scaling": float(rope.get("factor", 1.0)),
             "sandwich_norm": kind == "glm4",
             "pad_vocab_multiple": 1,
+            "head": read_head(config),
         }
     )
 
@@ -125,6 +130,8 @@ def config_from_settings(
     ]
     if settings.bias == "all":
         problems.append("bias is 'all' and must be 'qkv' or 'none'")
+    if settings.head.kind == "sequence_classification" and settings.pools_first:
+        problems.append("head.pooling is 'first' and must be 'last'")
     if problems:
         raise ModelError(
             f"no Hugging Face class computes this model: {'; '.join(problems)}; train a causal "
@@ -139,8 +146,9 @@ def config_from_settings(
     if settings.rotary_scaling != 1:
         rope["factor"] = settings.rotary_scaling
     return {
-        "architectures": [ARCHITECTURES[kind]],
+        "architectures": [FAMILIES[kind] + class_suffix(settings)],
         "model_type": kind,
+        **head_fields(settings),
         **{theirs: getattr(settings, ours) for ours, theirs in _FIELDS.items()},
         "num_key_value_heads": settings.kv_heads,
         "head_dim": settings.head_size,
@@ -180,16 +188,19 @@ def prefix_config(
     settings: ModelSettings, dtype: torch.dtype, **special_ids: Any
 ) -> dict[str, Any]:
     """`config.json` of any model of ours, for the modelling file that is exported beside it."""
-    module = PREFIX_FILE.removesuffix(".py")
-    model_class = f"{module}.GLMPrefixModel"
+    module, suffix = PREFIX_FILE.removesuffix(".py"), class_suffix(settings)
+    name = f"GLMPrefix{suffix}" if settings.head.is_classifier else "GLMPrefixModel"
+    pooling = "first" if settings.pools_first else "last"
     return {
-        "architectures": ["GLMPrefixModel"],
+        "architectures": [name],
         "model_type": "glm_prefix",
         "auto_map": {
             "AutoConfig": f"{module}.GLMPrefixConfig",
-            "AutoModel": model_class,
-            "AutoModelForCausalLM": model_class,
+            "AutoModel": f"{module}.{name}",
+            f"AutoModel{suffix}": f"{module}.{name}",
         },
+        **head_fields(settings),
+        **({"pooling": pooling} if settings.head.is_classifier else {}),
         **{name: getattr(settings, name) for name in _PREFIX_FIELDS},
         "num_kv_heads": settings.kv_heads,
         "head_dim": settings.head_size,
@@ -209,7 +220,7 @@ def prefix_settings(config: Mapping[str, Any]) -> ModelSettings:
     if missing:
         raise ModelError(f"config.json: {', '.join(missing)} is missing")
     fields = {name: config[name] for name in names}
-    return ModelSettings(preset=None, pad_vocab_multiple=1, **fields)
+    return ModelSettings(preset=None, pad_vocab_multiple=1, head=read_head(config), **fields)
 
 
 def prefix_source() -> str:

@@ -10,7 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.modeling_outputs import CausalLMOutput
+from transformers.modeling_outputs import (
+    CausalLMOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 
 
 class GLMPrefixConfig(PretrainedConfig):
@@ -40,14 +44,16 @@ class GLMPrefixConfig(PretrainedConfig):
             "rotary_scaling": 1.0,
             "layernorm_epsilon": 1e-5,
             "causal": False,
+            "pooling": "first",
+            "classifier_dropout": 0.0,
         }
         for name, value in defaults.items():
             setattr(self, name, fields.pop(name, value))
         super().__init__(**{**fields, "tie_word_embeddings": False})  # the head is the same tensor
 
 
-class GLMPrefixModel(PreTrainedModel):
-    """Logits of tokens, of which the first `prefix_lengths` of each row see one another."""
+class GLMPrefixBody(PreTrainedModel):
+    """Hidden states of tokens, of which the first `prefix_lengths` of each row see one another."""
 
     config_class = GLMPrefixConfig
     _no_split_modules = ["Layer"]  # noqa: RUF012
@@ -56,13 +62,50 @@ class GLMPrefixModel(PreTrainedModel):
         super().__init__(config)
         self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.transformer = Transformer(config)
-        if not config.tied_embeddings:
-            self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The table of words."""
         return self.word_embeddings
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None,
+        prefix_lengths: Tensor | None,
+        attention_mask: Tensor | None,
+    ) -> Tensor:
+        """Final hidden states [B, S, hidden]; see `GLMPrefixModel.forward`."""
+        batch, length = input_ids.shape
+        if position_ids is None:
+            places = torch.arange(length, device=input_ids.device).expand(batch, length)
+            position_ids = torch.stack((places, torch.zeros_like(places)), dim=1)
+        mask = self._mask(input_ids, prefix_lengths, attention_mask)
+        return self.transformer(self.word_embeddings(input_ids), position_ids, mask)
+
+    def _mask(
+        self, input_ids: Tensor, prefix_lengths: Tensor | None, attention_mask: Tensor | None
+    ) -> Tensor:
+        if attention_mask is not None and attention_mask.dim() == 4:
+            return attention_mask.bool()
+        batch, length = input_ids.shape
+        index = torch.arange(length, device=input_ids.device)
+        seen = (index[None, :] <= index[:, None]).expand(batch, 1, length, length)
+        if prefix_lengths is not None and not self.config.causal:
+            seen = seen | (index < prefix_lengths[:, None])[:, None, None, :]
+        if attention_mask is not None:
+            own = torch.eye(length, dtype=torch.bool, device=input_ids.device)
+            seen = (seen & attention_mask.bool()[:, None, None, :]) | own
+        return seen
+
+
+class GLMPrefixModel(GLMPrefixBody):
+    """Logits of words."""
+
+    def __init__(self, config: GLMPrefixConfig) -> None:
+        super().__init__(config)
+        if not config.tied_embeddings:
+            self.output_layer = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
 
     def forward(
         self,
@@ -83,12 +126,7 @@ class GLMPrefixModel(PreTrainedModel):
             attention_mask: [B, S], 0 for padding; or [B, 1, S, S], true where a key is seen.
             labels: [B, S] ids to predict in each place, not shifted; -100 bears no loss.
         """
-        batch, length = input_ids.shape
-        if position_ids is None:
-            places = torch.arange(length, device=input_ids.device).expand(batch, length)
-            position_ids = torch.stack((places, torch.zeros_like(places)), dim=1)
-        mask = self._mask(input_ids, prefix_lengths, attention_mask)
-        hidden = self.transformer(self.word_embeddings(input_ids), position_ids, mask)
+        hidden = self.hidden_states(input_ids, position_ids, prefix_lengths, attention_mask)
         is_tied = self.config.tied_embeddings
         weight = self.word_embeddings.weight if is_tied else self.output_layer.weight
         logits = F.linear(hidden, weight).float()
@@ -97,20 +135,82 @@ class GLMPrefixModel(PreTrainedModel):
             loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten().long())
         return CausalLMOutput(loss=loss, logits=logits)
 
-    def _mask(
-        self, input_ids: Tensor, prefix_lengths: Tensor | None, attention_mask: Tensor | None
+
+class GLMPrefixClassifier(GLMPrefixBody):
+    """Scores of labels; a text is prompt as a whole, unless the model is causal."""
+
+    def __init__(self, config: GLMPrefixConfig, has_bias: bool) -> None:
+        super().__init__(config)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.score = nn.Linear(config.hidden_size, len(config.id2label or {}), bias=has_bias)
+        self.post_init()
+
+    def scores(
+        self, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
     ) -> Tensor:
-        if attention_mask is not None and attention_mask.dim() == 4:
-            return attention_mask.bool()
-        batch, length = input_ids.shape
-        index = torch.arange(length, device=input_ids.device)
-        seen = (index[None, :] <= index[:, None]).expand(batch, 1, length, length)
-        if prefix_lengths is not None and not self.config.causal:
-            seen = seen | (index < prefix_lengths[:, None])[:, None, None, :]
-        if attention_mask is not None:
-            own = torch.eye(length, dtype=torch.bool, device=input_ids.device)
-            seen = (seen & attention_mask.bool()[:, None, None, :]) | own
-        return seen
+        """Of each token, [B, S, labels]."""
+        rows, length = input_ids.shape
+        everything = torch.full((rows,), length, device=input_ids.device)
+        hidden = self.hidden_states(input_ids, position_ids, everything, attention_mask)
+        return self.score(self.dropout(hidden)).float()
+
+    def loss(self, scores: Tensor, labels: Tensor | None) -> Tensor | None:
+        """Mean over what is labelled: ids, or 0 and 1 for each label where several can be."""
+        if labels is None:
+            return None
+        if self.config.problem_type == "multi_label_classification":
+            return F.binary_cross_entropy_with_logits(scores, labels.float())
+        return F.cross_entropy(scores.flatten(0, -2), labels.flatten().long())
+
+
+class GLMPrefixForSequenceClassification(GLMPrefixClassifier):
+    """One label, or several, for each text."""
+
+    def __init__(self, config: GLMPrefixConfig) -> None:
+        super().__init__(config, has_bias=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> SequenceClassifierOutput:
+        """Scores [B, labels] of the first or the last token of each text, as the config says.
+
+        Args:
+            input_ids: [B, S].
+            attention_mask: [B, S], 0 for padding.
+            position_ids: [B, 2, S]; by default 0, 1, 2, … and zeros.
+            labels: [B], or [B, labels] of 0 and 1.
+        """
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        place = seen.argmax(1)
+        if self.config.pooling == "last":
+            place = seen.shape[1] - 1 - seen.flip(1).argmax(1)
+        scores = self.scores(input_ids, position_ids, attention_mask)
+        pooled = scores[torch.arange(len(scores), device=scores.device), place]
+        return SequenceClassifierOutput(loss=self.loss(pooled, labels), logits=pooled)
+
+
+class GLMPrefixForTokenClassification(GLMPrefixClassifier):
+    """One label, or several, for each token."""
+
+    def __init__(self, config: GLMPrefixConfig) -> None:
+        super().__init__(config, has_bias=True)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        **_: Any,
+    ) -> TokenClassifierOutput:
+        """Scores [B, S, labels]; arguments as for sequences, `labels` [B, S], -100 for none."""
+        scores = self.scores(input_ids, position_ids, attention_mask)
+        return TokenClassifierOutput(loss=self.loss(scores, labels), logits=scores)
 
 
 class Transformer(nn.Module):

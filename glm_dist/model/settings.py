@@ -43,7 +43,8 @@ class HeadSettings(Settings):
         least = 1 if self.multi_label else 2
         if self.is_classifier and (len(self.labels) < least or len(set(self.labels)) < least):
             raise ValueError(
-                f"labels: got {self.labels} for kind {self.kind}; name at least {least}"
+                f"labels: got {self.labels} with kind {self.kind}, which needs at least {least}; "
+                "name them in the order of their ids"
             )
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels: {self.labels} names a label twice; name each once")

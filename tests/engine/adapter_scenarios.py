@@ -9,6 +9,7 @@ from safetensors import safe_open
 
 from glm_dist.engine import Catalogue, Engine, load_checkpoint
 from glm_dist.model import GLM, ModelSettings, build_model
+from glm_dist.model.settings import HeadSettings
 from glm_dist.model.tuning import apply_tuning, base_names, meta_model
 from glm_dist.model.tuning_settings import TuningSettings
 
@@ -24,6 +25,15 @@ SETTINGS = ModelSettings(
     activation_checkpointing="full",
     init_std=0.1,
 )
+CLASSIFIER = SETTINGS.model_copy(
+    update={
+        "head": HeadSettings(
+            kind="token_classification",
+            labels=[f"label {number}" for number in range(scenarios.VOCABULARY)],
+            dropout=0.0,
+        )
+    }
+)
 TUNINGS = {
     "lora": TuningSettings(kind="lora", rank=4),
     "lora, frozen": TuningSettings(
@@ -34,7 +44,10 @@ TUNINGS = {
     "p_tuning, projected": TuningSettings(
         kind="p_tuning", num_prefix_tokens=5, prefix_projection=True
     ),
+    "classifier": TuningSettings(),
+    "classifier, lora": TuningSettings(kind="lora", rank=4),
 }
+NARROW = ("lora", "dora")
 LIVES = [("lora", backend) for backend in scenarios.BACKENDS]
 LIVES += [(name, backend) for name in TUNINGS for backend in ("twin", "zero2", "zero3")]
 LIVES = list(dict.fromkeys(LIVES))
@@ -43,32 +56,36 @@ RESUMES = [("lora", ("twin", "zero3")), ("lora", ("zero2", "zero1"))]
 RESUMES += [(name, move) for name in TUNINGS for move in MOVES]
 
 
-def build(tuning: TuningSettings) -> GLM:
-    return apply_tuning(build_model(SETTINGS), tuning)
+def build(name: str) -> GLM:
+    return apply_tuning(build_model(settings_of(name)), TUNINGS[name])
 
 
-def make_engine(backend: str, tuning: TuningSettings, dtype: str = "float32") -> Engine:
-    rebuilt = base_names(meta_model(SETTINGS, tuning), tuning)
-    return scenarios.make_engine(backend, lambda: build(tuning), rebuilt, dtype=dtype)
+def settings_of(name: str) -> ModelSettings:
+    return CLASSIFIER if name.startswith("classifier") else SETTINGS
+
+
+def make_engine(backend: str, name: str, dtype: str = "float32") -> Engine:
+    rebuilt = base_names(meta_model(settings_of(name), TUNINGS[name]), TUNINGS[name])
+    return scenarios.make_engine(backend, lambda: build(name), rebuilt, dtype=dtype)
 
 
 def adapter_life(folder: str) -> dict[Any, Any]:
     """Each kind under each backend: losses, gradient norms, what is kept, and what is resumed."""
     found: dict[Any, Any] = {}
     for name, backend in LIVES:
-        found[name, backend] = live(Path(folder) / name / backend, backend, TUNINGS[name])
-    for name, tuning in TUNINGS.items():
+        found[name, backend] = live(Path(folder) / name / backend, backend, name)
+    for name in NARROW:
         found[name, "narrow"] = [
-            scenarios.run_steps(make_engine(backend, tuning, "bfloat16"), 0, 4)
+            scenarios.run_steps(make_engine(backend, name, "bfloat16"), 0, 4)
             for backend in ("twin", "zero3")
         ]
     for name, move in RESUMES:
-        found[name, move] = resume(Path(folder) / name / move[0], move[1], TUNINGS[name])
+        found[name, move] = resume(Path(folder) / name / move[0], move[1], name)
     return found
 
 
-def live(folder: Path, backend: str, tuning: TuningSettings) -> dict[str, Any]:
-    engine = make_engine(backend, tuning)
+def live(folder: Path, backend: str, name: str) -> dict[str, Any]:
+    engine = make_engine(backend, name)
     steps = [scenarios.run_step(engine, step) for step in range(2)]
     Catalogue(folder).save(2, engine, {})
     steps += [scenarios.run_step(engine, step) for step in range(2, 5)]
@@ -82,8 +99,8 @@ def live(folder: Path, backend: str, tuning: TuningSettings) -> dict[str, Any]:
     }
 
 
-def resume(folder: Path, backend: str, tuning: TuningSettings) -> list[float]:
-    engine = make_engine(backend, tuning)
+def resume(folder: Path, backend: str, name: str) -> list[float]:
+    engine = make_engine(backend, name)
     checkpoint = Catalogue(folder).newest()
     assert checkpoint is not None
     load_checkpoint(engine, checkpoint)
@@ -99,9 +116,9 @@ def saved_names(folder: Path) -> set[str]:
     return names
 
 
-def plain_steps(tuning: TuningSettings, num_steps: int) -> list[float]:
+def plain_steps(name: str, num_steps: int) -> list[float]:
     """Losses by torch's AdamW alone, in float64 on one process."""
-    model = build(tuning).double()
+    model = build(name).double()
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": 0.1},

@@ -25,6 +25,8 @@ from glm_dist.model.tuning_settings import TuningSettings
 SHAPE = {"num_layers": 2, "hidden_size": 48, "num_heads": 6, "ffn_hidden_size": 80}
 SHAPE |= {"vocab_size": 90, "pad_vocab_multiple": 32, "init_std": 0.15, "num_kv_heads": 2}
 PREFIX = ModelSettings(preset="glm-tiny", **SHAPE)
+LABELS = {"kind": "sequence_classification", "labels": ["no", "perhaps", "yes"]}
+CLASSIFIER = ModelSettings(preset="glm-tiny", **SHAPE, head=LABELS)
 CAUSAL = ModelSettings(preset="glm-4-9b-0414", **SHAPE, head_dim=8)
 TUNINGS = {
     "lora": TuningSettings(kind="lora", rank=4, dropout=0.3),
@@ -39,11 +41,14 @@ TOKENS = torch.randint(0, 90, (2, 12), generator=torch.Generator().manual_seed(1
 class Tuned:
     """A model with an adapter whose every weight was moved, and both in folders."""
 
-    def __init__(self, folder, settings, tuning):
+    def __init__(self, folder, settings, tuning, has_new_head=False):
         self.base, self.adapter = folder / "base", folder / "adapter"
         config = {"model": settings.model_dump(mode="json"), "name": "test"}
         model = build_model(settings)
-        save_weights(self.base, model.state_dict())
+        weights = model.state_dict()
+        if has_new_head:
+            del weights["score.weight"]
+        save_weights(self.base, weights)
         (self.base / "config.json").write_text(json.dumps(config))
         self.model = apply_tuning(model, tuning).eval()
         generator = torch.Generator().manual_seed(2)
@@ -87,6 +92,32 @@ def kind(request):
 @pytest.fixture(params=[PREFIX, CAUSAL], ids=["prefix", "causal"])
 def settings(request):
     return request.param
+
+
+@pytest.mark.parametrize("is_new", [False, True], ids=["a head of the base", "a new head"])
+def test_a_head_that_was_trained_beside_an_adapter_comes_back_with_it(tmp_path, kind, is_new):
+    tuned = Tuned(tmp_path, CLASSIFIER, TUNINGS[kind], is_new)
+    found = logits(read_model(tuned.adapter))
+    assert found.shape == (2, 12, 3)
+    torch.testing.assert_close(found, tuned.logits(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_peft_opens_an_adapter_with_its_head(tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    tuned = Tuned(tmp_path, CLASSIFIER, TUNINGS[kind])
+    export_model(tuned.base, tmp_path / "export")
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "export", trust_remote_code=True
+    )
+    model = peft.PeftModel.from_pretrained(theirs, tuned.adapter).eval()
+    assert isinstance(model, peft.PeftModelForSequenceClassification)
+    places = torch.arange(12).expand(2, 12)
+    with torch.no_grad():
+        found = model(input_ids=TOKENS).logits
+        hidden = tuned.model.hidden_states(TOKENS, places, torch.zeros_like(places), None)
+        expected = tuned.model.logits(hidden[:, 0])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_a_loaded_adapter_computes_what_the_tuned_model_does(tmp_path, settings, kind):

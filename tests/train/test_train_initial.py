@@ -10,7 +10,11 @@ from train_scenarios import WORDS, Runner, make_dataset, make_settings
 from glm_dist.engine import load_weights
 from glm_dist.engine.export import export_model, import_model
 from glm_dist.errors import ModelError
-from glm_dist.model.initial import check_vocabulary
+from glm_dist.model import build_model
+from glm_dist.model.huggingface import our_shapes
+from glm_dist.model.initial import check_initial_weights, check_vocabulary, load_initial_weights
+from glm_dist.model.settings import HeadSettings
+from glm_dist.model.weight_files import WeightFolder
 from glm_dist.tokenizer import Tokenizer
 from glm_dist.train.initial import build_initial, check_initial
 
@@ -109,3 +113,17 @@ def test_a_published_model_is_trained_on_with_its_own_tokenizer(tmp_path):
     text = " ".join(WORDS)
     assert theirs.encode(text, add_special_tokens=False) == tokenizer.encode(text).tolist()
     assert transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "export").dtype
+
+
+def test_a_classifier_begins_with_the_layers_of_a_language_model_and_a_new_head(first):
+    folder = WeightFolder(first.folder / "model")
+    head = {"kind": "sequence_classification", "labels": ["good", "bad"]}
+    settings = first.settings.model.model_copy(update={"head": HeadSettings(**head)})
+    check_initial_weights(folder, our_shapes(settings), with_head=False)
+    model, drawn = build_model(settings), build_model(settings)
+    load_initial_weights(model, folder, first.dataset.tokenizer.vocab_size, with_head=False)
+    assert torch.equal(model.score.weight, drawn.score.weight)
+    name = "transformer.layers.0.mlp.dense_h_to_4h.weight"
+    assert torch.equal(model.get_parameter(name), folder[name])
+    with pytest.raises(ModelError, match=r"score\.weight is missing"):
+        check_initial_weights(folder, our_shapes(settings), with_head=True)
