@@ -48,18 +48,8 @@ def import_deepspeed() -> Any:
 def initialize(model: nn.Module, adam: AdamW, config: dict[str, Any], device: torch.device) -> Any:
     """DeepSpeed's engine on `device`, which it reads from a launcher's variable, later too."""
     os.environ["LOCAL_RANK"] = str(device.index or 0)
-    deepspeed = import_deepspeed()
-    engine, *_ = deepspeed.initialize(model=model, optimizer=adam, config=config)
-    if config["zero_optimization"]["stage"] == 3:
-        _register_borrowed(deepspeed, model)
+    engine, *_ = import_deepspeed().initialize(model=model, optimizer=adam, config=config)
     return engine
-
-
-def _register_borrowed(deepspeed: Any, model: nn.Module) -> None:
-    """Have ZeRO 3 gather for a module what it says it reads of others, beside its own."""
-    for module in model.modules():
-        for parameter in getattr(module, "borrowed_parameters", ()):
-            deepspeed.zero.register_external_parameter(module, parameter)
 
 
 class StepGate:

@@ -30,7 +30,6 @@ def inject(model: GLM, tuning: TuningSettings, targets: list[str]) -> None:
     for name, parameter in model.named_parameters():
         if f".lora_A.{ADAPTER}." in name:
             _draw(name, parameter, model.settings.init_seed)
-    _tell_what_is_borrowed(model)
 
 
 def lora_config(tuning: TuningSettings, targets: list[str], **options: Any) -> Any:
@@ -65,11 +64,3 @@ def _draw(name: str, weight: nn.Parameter, seed: int) -> None:
     bound = 1 / math.sqrt(weight.shape[1])
     values = torch.empty(weight.shape)
     weight.copy_(values.uniform_(-bound, bound, generator=stream_of(seed, name)))
-
-
-def _tell_what_is_borrowed(model: nn.Module) -> None:
-    """DoRA's magnitude layer reads the weight of the map beside it, in its own forward pass."""
-    modules: list[Any] = [*model.modules()]
-    for module in modules:
-        for magnitude in getattr(module, "lora_magnitude_vector", {}).values():
-            magnitude.borrowed_parameters = [module.base_layer.weight]

@@ -66,7 +66,9 @@ def settings_of(name: str) -> ModelSettings:
 
 def make_engine(backend: str, name: str, dtype: str = "float32") -> Engine:
     rebuilt = base_names(meta_model(settings_of(name), TUNINGS[name]), TUNINGS[name])
-    return scenarios.make_engine(backend, lambda: build(name), rebuilt, dtype=dtype)
+    # DoRA reads a weight of another module: ZeRO 3 must not happen to hold it still.
+    at_once = {"max_live_elements": 0, "prefetch_elements": 0} if backend == "zero3" else {}
+    return scenarios.make_engine(backend, lambda: build(name), rebuilt, dtype=dtype, **at_once)
 
 
 def adapter_life(folder: str) -> dict[Any, Any]:
