@@ -2,6 +2,7 @@
 """Write a finished model as a Hugging Face folder.
 
 python jobs/export.py --model runs/demo --output exports/demo
+python jobs/export.py --model runs/tuned --output exports/tuned --adapter
 """
 
 import argparse
@@ -23,18 +24,27 @@ def main() -> int:
     parser.add_argument("--model", required=True, help="a run's folder, or a model's")
     parser.add_argument("--output", required=True, help="folder to be made")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; by default as they are")
+    parser.add_argument(
+        "--adapter", action="store_true", help="not merged: as peft opens it on the exported base"
+    )
     parser.add_argument("--base", help="where the model beside an adapter lies, if it was moved")
     arguments = parser.parse_args()
     quiet()
     import torch
 
-    from glm_dist.engine.export import export_model
+    from glm_dist.engine.adapter_export import export_adapter
+    from glm_dist.engine.export import export_model, model_folder
     from glm_dist.model.head_config import auto_class
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
     output = output_path(arguments.output)
     base = output_path(arguments.base) if arguments.base else None
     try:
+        if arguments.adapter:
+            export_adapter(model_folder(output_path(arguments.model)), output)
+            print(f"exported     {output}")
+            print(f'next         peft.PeftModel.from_pretrained(exported_base, "{output}")')
+            return 0
         config = export_model(output_path(arguments.model), output, dtype, base)
     except GlmDistError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -29,7 +29,8 @@ CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
-_ROOT = "base_model.model."
+ROOT = "base_model.model."
+"""Begins the names of a model's parameters in peft's files."""
 _PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 _TASKS = {
     "language_model": None,  # peft would ask for a `generate`, which not every exported model has
@@ -60,7 +61,7 @@ def to_peft(
 ) -> dict[str, Tensor]:
     """The tensors of `adapter_model.safetensors`: the adapter's name is no part of theirs."""
     tensors = {
-        _ROOT + name.replace(".default", "").replace("vector.weight", "vector"): weight
+        ROOT + name.replace(".default", "").replace("vector.weight", "vector"): weight
         for name, weight in weights.items()
         if not name.startswith(PREFIX)
     }
@@ -103,7 +104,7 @@ def peft_config(
         "lora_dropout": tuning.dropout,
         "use_dora": tuning.kind == "dora",
         "target_modules": sorted(
-            name.removeprefix(_ROOT).removesuffix(suffix)
+            name.removeprefix(ROOT).removesuffix(suffix)
             for name in tensors
             if name.endswith(suffix)
         ),
@@ -126,14 +127,14 @@ class AdapterFolder:
             self.tuning = TuningSettings(**config["tuning"])
             self.base = Path(config["base"]["folder"])
             self.base_sha256 = str(config["base"]["sha256"])
-            theirs = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            self.config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
         except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
             raise ModelError(
                 f"{folder}: is no adapter of glm_dist ({error!r}); give the folder of a run that "
                 "has ended, or its model/"
             ) from None
         self.weights = WeightFolder(folder, ADAPTER_FILE)
-        self.targets = frozenset(theirs.get("target_modules", ()))
+        self.targets = frozenset(self.config.get("target_modules", ()))
         self.weights.check(self._shapes())
 
     @property
@@ -143,7 +144,7 @@ class AdapterFolder:
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor by its name in the model, fp32."""
-        return self.weights[_ROOT + name].float()
+        return self.weights[ROOT + name].float()
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """A weight of the base model with what was trained beside it, in its own type.
@@ -162,7 +163,7 @@ class AdapterFolder:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes, settings, rank = our_shapes(self.settings), self.settings, self.tuning.rank
-        expected = {_ROOT + name: shapes[name] for name in shapes if name.startswith(HEAD)}
+        expected = {ROOT + name: shapes[name] for name in shapes if name.startswith(HEAD)}
         if self.tuning.kind == "p_tuning":
             width = settings.num_layers * 2 * settings.kv_heads * settings.head_size
             return {**expected, PROMPT: (self.tuning.num_prefix_tokens, width)}
@@ -173,7 +174,7 @@ class AdapterFolder:
             sizes = ((rank, inputs), (outputs, rank), (outputs,))
             num_parts = 3 if self.tuning.kind == "dora" else 2
             for part, size in list(zip(_PARTS, sizes, strict=True))[:num_parts]:
-                expected[f"{_ROOT}{target}.{part}"] = size
+                expected[f"{ROOT}{target}.{part}"] = size
         return expected
 
 

@@ -242,8 +242,8 @@ def to_huggingface(
 ) -> Iterator[tuple[str, Tensor]]:
     """Our tensors under their names: queries, keys and values parted, padded rows left out."""
     for name, tensor in without_padding(weights, settings):
-        theirs = _their_names(name)
-        rows = _qkv_rows(settings) if len(theirs) > 1 else [len(tensor)]
+        theirs = their_names(name)
+        rows = output_rows(theirs, len(tensor), settings)
         yield from zip(theirs, tensor.split(rows), strict=True)
 
 
@@ -256,7 +256,7 @@ def from_huggingface(folder: WeightFolder, settings: ModelSettings) -> Iterator[
     shapes = our_shapes(settings)
     folder.check(dict(_their_shapes(shapes, settings)))
     for name in shapes:
-        parts = [folder[theirs] for theirs in _their_names(name)]
+        parts = [folder[theirs] for theirs in their_names(name)]
         yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -270,13 +270,13 @@ def _their_shapes(
     shapes: Mapping[str, tuple[int, ...]], settings: ModelSettings
 ) -> Iterator[tuple[str, tuple[int, ...]]]:
     for name, shape in shapes.items():
-        theirs = _their_names(name)
-        rows = _qkv_rows(settings) if len(theirs) > 1 else [shape[0]]
+        theirs = their_names(name)
+        rows = output_rows(theirs, shape[0], settings)
         for their_name, num_rows in zip(theirs, rows, strict=True):
             yield their_name, (num_rows, *shape[1:])
 
 
-def _their_names(name: str) -> list[str]:
+def their_names(name: str) -> list[str]:
     """What one of our tensors is called there: one name, or three that share its rows."""
     if name in _NAMES:
         return [_NAMES[name]]
@@ -289,6 +289,9 @@ def _their_names(name: str) -> list[str]:
     return [f"{prefix}.self_attn.{part}_proj.{kind}" for part in "qkv"]
 
 
-def _qkv_rows(settings: ModelSettings) -> list[int]:
+def output_rows(theirs: list[str], num_rows: int, settings: ModelSettings) -> list[int]:
+    """Rows that each of their tensors takes of one of ours: all, or of queries, keys and values."""
+    if len(theirs) == 1:
+        return [num_rows]
     size = settings.head_size
     return [settings.num_heads * size, settings.kv_heads * size, settings.kv_heads * size]

@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from glm_dist.engine import save_weights
+from glm_dist.engine.adapter_export import export_adapter
 from glm_dist.engine.adapters import (
     ADAPTER_CONFIG,
     ADAPTER_FILE,
@@ -148,6 +149,38 @@ def test_peft_itself_opens_the_adapter_on_the_exported_base(tmp_path, kind):
     torch.testing.assert_close(found, tuned.logits(), rtol=1e-4, atol=1e-4)
     config = json.loads((tuned.adapter / ADAPTER_CONFIG).read_text())
     assert config["base_model_name_or_path"] == str(tuned.base)
+
+
+@pytest.mark.parametrize("kind", TUNINGS)
+def test_peft_opens_an_exported_adapter_on_transformers_own_class(tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    tuned = Tuned(tmp_path, CAUSAL, TUNINGS[kind])
+    export_model(tuned.base, tmp_path / "export")
+    export_adapter(tuned.adapter, tmp_path / "adapter-export")
+    base = opened(tmp_path / "export")
+    assert type(base) is transformers.Glm4ForCausalLM
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter-export").eval()
+    with torch.no_grad():
+        found = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
+    torch.testing.assert_close(found, tuned.logits(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", LOW_RANK)
+def test_an_exported_adapter_of_our_own_class_opens_too(tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    tuned = Tuned(tmp_path, PREFIX, TUNINGS[kind])
+    export_model(tuned.base, tmp_path / "export")
+    export_adapter(tuned.adapter, tmp_path / "adapter-export")
+    base = opened(tmp_path / "export")
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter-export").eval()
+    with torch.no_grad():
+        torch.testing.assert_close(model(TOKENS).logits, tuned.logits(), rtol=1e-4, atol=1e-4)
+
+
+def test_a_prefix_that_no_exported_class_takes_is_refused(tmp_path):
+    tuned = Tuned(tmp_path, PREFIX, TUNINGS["p_tuning"])
+    with pytest.raises(ModelError, match="takes no keys and values from outside"):
+        export_adapter(tuned.adapter, tmp_path / "adapter-export")
 
 
 def test_a_prefix_is_seen_by_all_tokens_and_moves_no_position(tmp_path):
