@@ -59,6 +59,12 @@ class Generator:
     """Generates with one model and its tokenizer, many texts at a time."""
 
     def __init__(self, model: GLM, tokenizer: Tokenizer) -> None:
+        head = model.settings.head
+        if head.is_classifier:
+            raise ModelError(
+                f"this model's head scores the labels {', '.join(head.labels)} and no tokens; "
+                "generate with a language model"
+            )
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.device = next(model.parameters()).device

@@ -7,7 +7,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from glm_dist.model.presets import PRESETS
-from glm_dist.model.settings import ModelSettings
+from glm_dist.model.settings import HeadSettings, ModelSettings
+from glm_dist.model.tuning_settings import TuningSettings
 
 if TYPE_CHECKING:
     from glm_dist.model.batch import Batch, LossOutput
@@ -32,9 +33,11 @@ __all__ = [
     "PRESETS",
     "Batch",
     "GLM",
+    "HeadSettings",
     "KVCache",
     "LossOutput",
     "ModelSettings",
+    "TuningSettings",
     "build_model",
     "compile_layers",
     "initialise",

@@ -1,11 +1,14 @@
-"""Patterns say what is frozen, and mistakes in them are named."""
+"""Patterns say what is trained, and mistakes in them are named."""
+
+import sys
 
 import pytest
+import torch
 
-from glm_dist.errors import ConfigError
-from glm_dist.model import ModelSettings
-from glm_dist.model.tuning import meta_model
-from glm_dist.model.tuning_settings import TuningSettings
+from glm_dist.errors import ConfigError, DependencyError
+from glm_dist.model import ModelSettings, TuningSettings, build_model
+from glm_dist.model.tuning import apply_tuning, meta_model, target_names
+from glm_dist.model.tuning_settings import LINEAR_MAPS
 
 SETTINGS = ModelSettings(preset=None, num_layers=12, hidden_size=16, num_heads=2, vocab_size=50)
 
@@ -46,3 +49,78 @@ def test_a_pattern_without_a_match_is_refused_with_close_names_and_all_at_once()
 def test_a_run_with_nothing_to_train_is_refused():
     with pytest.raises(ConfigError, match=r"'\*' leave nothing to train"):
         trained("*")
+
+
+LOW_RANK = {"kind": "lora", "rank": 4, "alpha": 8}
+
+
+def hidden_states(model):
+    tokens = torch.arange(12).view(2, 6)
+    places = torch.arange(6).expand(2, 6)
+    return model.hidden_states(tokens, places, torch.zeros_like(places), None)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_an_adapter_begins_as_the_model_it_stands_beside_and_with_the_same_draws(kind):
+    pytest.importorskip("peft")
+    base = build_model(SETTINGS).eval()
+    first = apply_tuning(build_model(SETTINGS), TuningSettings(kind=kind, rank=4)).eval()
+    torch.manual_seed(99)
+    second = apply_tuning(build_model(SETTINGS), TuningSettings(kind=kind, rank=4))
+    torch.testing.assert_close(hidden_states(first), hidden_states(base), rtol=1e-5, atol=1e-5)
+    for (name, one), other in zip(first.named_parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other), name
+        if ".lora_A." in name:
+            assert 0.9 * one.shape[1] ** -0.5 < one.abs().max() <= one.shape[1] ** -0.5
+        if ".lora_B." in name:
+            assert not one.any()
+
+
+def test_targets_are_last_parts_of_names_or_wildcards_over_whole_ones():
+    model = meta_model(SETTINGS, TuningSettings())
+    prefix = "transformer.layers"
+    assert target_names(model, ["dense"]) == [f"{prefix}.{n}.attention.dense" for n in range(12)]
+    assert target_names(model, [f"{prefix}.1[01].mlp.*", f"{prefix}.0.attention.dense"]) == [
+        f"{prefix}.0.attention.dense",
+        *(f"{prefix}.{n}.mlp.{part}" for n in (10, 11) for part in LINEAR_MAPS[2:]),
+    ]
+    with pytest.raises(ConfigError, match="'q_proj' matches no linear map; names are such as tr"):
+        target_names(model, ["q_proj"])
+    with pytest.raises(ConfigError, match="targets: is empty"):
+        target_names(model, [])
+
+
+def test_frozen_patterns_reach_into_adapters():
+    pytest.importorskip("peft")
+    tuning = TuningSettings(**LOW_RANK, frozen=["*.layers.[0-9].*"])
+    model = meta_model(SETTINGS, tuning)
+    left = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert left == {
+        f"transformer.layers.{layer}.{part}.lora_{side}.default.weight"
+        for layer in (10, 11)
+        for part in (
+            "attention.query_key_value",
+            "attention.dense",
+            "mlp.dense_h_to_4h",
+            "mlp.dense_4h_to_h",
+        )
+        for side in "AB"
+    }
+
+
+def test_without_peft_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(DependencyError, match=r"pip install 'glm-dist\[tuning\]'"):
+        meta_model(SETTINGS, TuningSettings(**LOW_RANK))
+    assert meta_model(SETTINGS, TuningSettings(kind="p_tuning")).num_prefix_tokens == 128
+
+
+def test_settings_without_effect_are_named():
+    assert TuningSettings(**LOW_RANK).warnings() == []
+    assert TuningSettings(rank=4, num_prefix_tokens=3).warnings() == [
+        "tuning.rank: has no effect, because tuning.kind is none",
+        "tuning.num_prefix_tokens: has no effect, because tuning.kind is none",
+    ]
+    assert TuningSettings(kind="p_tuning", alpha=2).warnings() == [
+        "tuning.alpha: has no effect, because tuning.kind is p_tuning"
+    ]
