@@ -177,6 +177,27 @@ def test_an_exported_adapter_of_our_own_class_opens_too(tmp_path, kind):
         torch.testing.assert_close(model(TOKENS).logits, tuned.logits(), rtol=1e-4, atol=1e-4)
 
 
+def test_the_job_exports_an_adapter_merged_or_by_itself(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("peft")
+    import export
+
+    tuned = Tuned(tmp_path, PREFIX, TUNINGS["lora"])
+    shutil.move(tuned.base, tmp_path / "moved")
+
+    def job(*arguments):
+        command = ["export.py", "--model", str(tuned.adapter), *map(str, arguments)]
+        monkeypatch.setattr("sys.argv", command)
+        return export.main(), capsys.readouterr()
+
+    code, said = job("--output", tmp_path / "merged")
+    assert code == 2
+    assert "base model" in said.err
+    assert job("--output", tmp_path / "merged", "--base", tmp_path / "moved")[0] == 0
+    assert job("--output", tmp_path / "alone", "--adapter")[0] == 0
+    assert (tmp_path / "merged" / "model.safetensors").exists()
+    assert {path.name for path in (tmp_path / "alone").iterdir()} == {ADAPTER_CONFIG, ADAPTER_FILE}
+
+
 def test_a_prefix_that_no_exported_class_takes_is_refused(tmp_path):
     tuned = Tuned(tmp_path, PREFIX, TUNINGS["p_tuning"])
     with pytest.raises(ModelError, match="takes no keys and values from outside"):

@@ -4,7 +4,8 @@ import torch
 
 from glm_dist.errors import ModelError
 from glm_dist.inference import GenerationSettings, Generator
-from glm_dist.model import ModelSettings, build_model
+from glm_dist.model import ModelSettings, TuningSettings, build_model
+from glm_dist.model.tuning import apply_tuning
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 
 WORDS = "the list returns a number of items when the given value is not in a range".split()
@@ -22,6 +23,7 @@ FAMILIES = {
     "ours": {"norm": "rmsnorm", "mlp": "swiglu", "num_kv_heads": 2, "bias": "none"},
     "causal": {"positions": "rotary_half", "num_kv_heads": 1, "head_dim": 16, "causal": True},
     "deepnorm": {"residual": "deepnorm", "positions": "rotary_1d", "tied_embeddings": False},
+    "p_tuning": {},
 }
 
 
@@ -37,7 +39,10 @@ def generator(request, tokenizer):
         init_std=0.5,
         **FAMILIES[request.param],
     )
-    return Generator(build_model(settings), tokenizer)
+    model = build_model(settings)
+    if request.param == "p_tuning":
+        apply_tuning(model, TuningSettings(kind="p_tuning", num_prefix_tokens=3))
+    return Generator(model, tokenizer)
 
 
 def uncached(generator, text, settings):
@@ -115,3 +120,10 @@ def test_each_mask_gets_an_answer_in_its_place(generator):
 def test_a_prompt_longer_than_the_model_is_refused_with_both_lengths(generator):
     with pytest.raises(ModelError, match="128 positions"):
         generator.generate(["the list " * 200])
+
+
+def test_a_classifier_is_refused_with_what_it_does(tokenizer):
+    head = {"kind": "token_classification", "labels": ["a person", "a place"]}
+    settings = ModelSettings(vocab_size=tokenizer.vocab_size, head=head)
+    with pytest.raises(ModelError, match="scores the labels a person, a place and no tokens"):
+        Generator(build_model(settings, device="meta"), tokenizer)
