@@ -30,7 +30,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
 ROOT = "base_model.model."
-"""Begins the names of a model's parameters in peft's files."""
+"""Begins the names of a low-rank adapter's tensors."""
 _PARTS = ("lora_A.weight", "lora_B.weight", "lora_magnitude_vector")
 _TASKS = {
     "language_model": None,  # peft would ask for a `generate`, which not every exported model has
@@ -61,7 +61,7 @@ def to_peft(
 ) -> dict[str, Tensor]:
     """The tensors of `adapter_model.safetensors`: the adapter's name is no part of theirs."""
     tensors = {
-        ROOT + name.replace(".default", "").replace("vector.weight", "vector"): weight
+        root_of(tuning) + name.replace(".default", "").replace("vector.weight", "vector"): weight
         for name, weight in weights.items()
         if not name.startswith(PREFIX)
     }
@@ -73,6 +73,11 @@ def to_peft(
         )
         tensors[PROMPT] = encoder.flat().detach()
     return tensors
+
+
+def root_of(tuning: TuningSettings) -> str:
+    """Begins the names of the model's own parameters: peft wraps it once more for low rank."""
+    return ROOT if tuning.is_low_rank else "base_model."
 
 
 def peft_config(
@@ -144,7 +149,7 @@ class AdapterFolder:
 
     def __getitem__(self, name: str) -> Tensor:
         """A tensor by its name in the model, fp32."""
-        return self.weights[ROOT + name].float()
+        return self.weights[root_of(self.tuning) + name].float()
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
         """A weight of the base model with what was trained beside it, in its own type.
@@ -163,7 +168,8 @@ class AdapterFolder:
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         shapes, settings, rank = our_shapes(self.settings), self.settings, self.tuning.rank
-        expected = {ROOT + name: shapes[name] for name in shapes if name.startswith(HEAD)}
+        root = root_of(self.tuning)
+        expected = {root + name: shapes[name] for name in shapes if name.startswith(HEAD)}
         if self.tuning.kind == "p_tuning":
             width = settings.num_layers * 2 * settings.kv_heads * settings.head_size
             return {**expected, PROMPT: (self.tuning.num_prefix_tokens, width)}
@@ -174,7 +180,7 @@ class AdapterFolder:
             sizes = ((rank, inputs), (outputs, rank), (outputs,))
             num_parts = 3 if self.tuning.kind == "dora" else 2
             for part, size in list(zip(_PARTS, sizes, strict=True))[:num_parts]:
-                expected[f"{ROOT}{target}.{part}"] = size
+                expected[f"{root}{target}.{part}"] = size
         return expected
 
 

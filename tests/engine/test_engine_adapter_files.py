@@ -28,6 +28,7 @@ SHAPE |= {"vocab_size": 90, "pad_vocab_multiple": 32, "init_std": 0.15, "num_kv_
 PREFIX = ModelSettings(preset="glm-tiny", **SHAPE)
 LABELS = {"kind": "sequence_classification", "labels": ["no", "perhaps", "yes"]}
 CLASSIFIER = ModelSettings(preset="glm-tiny", **SHAPE, head=LABELS)
+CAUSAL_CLASSIFIER = ModelSettings(preset="glm-4-9b", **SHAPE, head_dim=8, head=LABELS)
 CAUSAL = ModelSettings(preset="glm-4-9b-0414", **SHAPE, head_dim=8)
 TUNINGS = {
     "lora": TuningSettings(kind="lora", rank=4, dropout=0.3),
@@ -36,7 +37,7 @@ TUNINGS = {
     "projected": TuningSettings(kind="p_tuning", num_prefix_tokens=5, prefix_projection=True),
 }
 LOW_RANK = ("lora", "dora")
-TOKENS = torch.randint(0, 90, (2, 12), generator=torch.Generator().manual_seed(1))
+TOKENS = torch.randint(1, 90, (2, 12), generator=torch.Generator().manual_seed(1))
 
 
 class Tuned:
@@ -75,12 +76,11 @@ def logits(model):
     return model.logits(hidden)[..., :90]
 
 
-def opened(folder):
+def opened(folder, opener=transformers.AutoModelForCausalLM):
     """The exported model; classes of GLM-4 take its vocabulary's padding for granted."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "pad_token_id": 0}))
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
-    return model.eval()
+    return opener.from_pretrained(folder, trust_remote_code=True).eval()
 
 
 @pytest.fixture(params=TUNINGS)
@@ -163,6 +163,21 @@ def test_peft_opens_an_exported_adapter_on_transformers_own_class(tmp_path, kind
     with torch.no_grad():
         found = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
     torch.testing.assert_close(found, tuned.logits(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", TUNINGS)
+def test_peft_opens_an_exported_classifier_on_transformers_own_class(tmp_path, kind):
+    peft = pytest.importorskip("peft")
+    tuned = Tuned(tmp_path, CAUSAL_CLASSIFIER, TUNINGS[kind])
+    export_model(tuned.base, tmp_path / "export")
+    export_adapter(tuned.adapter, tmp_path / "adapter-export")
+    base = opened(tmp_path / "export", transformers.AutoModelForSequenceClassification)
+    assert type(base) is transformers.GlmForSequenceClassification
+    model = peft.PeftModel.from_pretrained(base, tmp_path / "adapter-export").eval()
+    with torch.no_grad():
+        found = model(input_ids=TOKENS, attention_mask=torch.ones_like(TOKENS)).logits
+    expected = logits(tuned.model)[:, -1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", LOW_RANK)

@@ -56,7 +56,7 @@ def test_position_tables_have_one_row_more_than_positions():
 def test_the_defaults_are_the_default_preset():
     fields = ModelSettings.model_fields
     bare = {name: fields[name].default for name in fields}
-    assert ModelSettings().model_dump() == bare
+    assert dict(ModelSettings()) == bare
 
 
 def test_fields_beside_a_preset_win_and_the_mlp_follows_the_width():
