@@ -5,7 +5,8 @@ from `GlmDistError` is meant for the user and is printed without a stack trace. 
 setting or file, the value got, the rule and the remedy.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 
 class GlmDistError(Exception):
@@ -49,3 +50,14 @@ class StepFailedError(GlmDistError):
 
 class DependencyError(GlmDistError):
     """An optional package is not installed."""
+
+
+class RequestError(GlmDistError):
+    """A request cannot be answered; `param` names the field, `code` is for programs."""
+
+    def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        self.param, self.code = param, code
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[Callable[..., "RequestError"], tuple[str]]:
+        return partial(RequestError, param=self.param, code=self.code), (str(self),)

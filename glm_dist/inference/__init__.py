@@ -2,6 +2,44 @@
 
 from glm_dist.inference.generator import Generation, Generator
 from glm_dist.inference.load import load_model
-from glm_dist.inference.settings import GenerationSettings
+from glm_dist.inference.requests import (
+    Alternative,
+    AnyRequest,
+    Blank,
+    Delta,
+    Embedding,
+    EmbedRequest,
+    EngineStats,
+    Failure,
+    OptionScore,
+    Output,
+    Request,
+    SamplingSettings,
+    ScoreRequest,
+    Scores,
+    Usage,
+)
+from glm_dist.inference.settings import EngineLimits, GenerationSettings
 
-__all__ = ["Generation", "GenerationSettings", "Generator", "load_model"]
+__all__ = [
+    "Alternative",
+    "AnyRequest",
+    "Blank",
+    "Delta",
+    "EmbedRequest",
+    "Embedding",
+    "EngineLimits",
+    "EngineStats",
+    "Failure",
+    "Generation",
+    "GenerationSettings",
+    "Generator",
+    "OptionScore",
+    "Output",
+    "Request",
+    "SamplingSettings",
+    "ScoreRequest",
+    "Scores",
+    "Usage",
+    "load_model",
+]

@@ -1,4 +1,4 @@
-"""How text is generated."""
+"""How text is generated, and how large the engine is."""
 
 from pydantic import Field
 
@@ -18,3 +18,26 @@ class GenerationSettings(Settings):
     """Draw among the fewest tokens that hold this probability together."""
     seed: int = Field(0, ge=0)
     """The same seed gives the same text, whatever else is in the batch."""
+
+
+class EngineLimits(Settings):
+    """Sizes of an engine; none of them changes a token, only speed and memory."""
+
+    max_running: int = Field(32, ge=1)
+    """Answers that are generated at a time."""
+    max_waiting: int = Field(4096, ge=1)
+    """Requests that may wait; one more is refused."""
+    cache_tokens: int = Field(32768, ge=64)
+    """Tokens whose keys and values are kept, prompts and answers of all requests together."""
+    block_tokens: int = Field(16, ge=1)
+    """Tokens of a block of the cache, the unit of allocation and of sharing."""
+    decode_rows: int = Field(16, ge=16, multiple_of=16)
+    """Rows of every decoding pass, filled up where fewer texts run: one shape, one rounding."""
+    prefill_rows: int = Field(64, ge=16, multiple_of=16)
+    """Tokens of every matrix product in a prefill pass, filled up."""
+    prefill_tokens: int = Field(1024, ge=64)
+    """Prompt tokens computed between two decoding passes; a longer prompt that cannot be cut
+    runs alone."""
+    shares_prompts: bool = True
+    """Whether a prompt, or the beginning of one in a causal model, is computed once while its
+    blocks last."""
