@@ -52,7 +52,7 @@ class DependencyError(GlmDistError):
     """An optional package is not installed."""
 
 
-class RequestError(GlmDistError):
+class RequestError(ModelError):
     """A request cannot be answered; `param` names the field, `code` is for programs."""
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:

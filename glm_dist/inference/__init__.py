@@ -1,5 +1,6 @@
 """Requests in, tokens out: the one decoder of the project; no ray and no HTTP."""
 
+from glm_dist.inference.engine import Engine
 from glm_dist.inference.generator import Generation, Generator
 from glm_dist.inference.load import load_model
 from glm_dist.inference.requests import (
@@ -28,6 +29,7 @@ __all__ = [
     "Delta",
     "EmbedRequest",
     "Embedding",
+    "Engine",
     "EngineLimits",
     "EngineStats",
     "Failure",

@@ -42,8 +42,7 @@ class SamplingSettings(Settings):
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Taken off a token's logit for each time it was generated so far."""
     logit_bias: dict[int, float] = {}
-    """Added to the logits of these token ids; -100 and below forbids a token, and 100 and above
-    allows no others but those of 100 and above."""
+    """Added to the logits of these token ids; -100 and below forbids a token."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """The same seed gives the same tokens, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
@@ -64,11 +63,20 @@ class SamplingSettings(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [name for name in ("choices", "regex", "json_schema") if getattr(self, name)]
+        given = [
+            name
+            for name in ("choices", "regex", "json_schema")
+            if getattr(self, name) not in (None, ())
+        ]
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} cannot hold at once; give one of them")
         if "" in self.stop:
             raise ValueError("stop holds an empty string, which would end every answer; leave it")
+        if self.is_constrained and (self.ignore_eos or self.min_tokens):
+            raise ValueError(
+                f"{given[0]} says where an answer ends, and ignore_eos and min_tokens would "
+                "forbid it; leave them out"
+            )
         return self
 
     @property

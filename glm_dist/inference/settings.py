@@ -1,8 +1,11 @@
 """How text is generated, and how large the engine is."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from glm_dist.config import Settings
+from glm_dist.inference.requests import SamplingSettings
 
 
 class GenerationSettings(Settings):
@@ -19,9 +22,24 @@ class GenerationSettings(Settings):
     seed: int = Field(0, ge=0)
     """The same seed gives the same text, whatever else is in the batch."""
 
+    @property
+    def sampling(self) -> SamplingSettings:
+        """The same for the engine."""
+        return SamplingSettings(
+            max_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            seed=self.seed,
+        )
+
 
 class EngineLimits(Settings):
-    """Sizes of an engine; none of them changes a token, only speed and memory."""
+    """Sizes of an engine, which set its speed and memory.
+
+    The last bits of log-probabilities follow from `block_tokens`, `decode_rows` and `prefill_rows`,
+    the shapes of all kernels, and from nothing else here.
+    """
 
     max_running: int = Field(32, ge=1)
     """Answers that are generated at a time."""
@@ -29,9 +47,9 @@ class EngineLimits(Settings):
     """Requests that may wait; one more is refused."""
     cache_tokens: int = Field(32768, ge=64)
     """Tokens whose keys and values are kept, prompts and answers of all requests together."""
-    block_tokens: int = Field(16, ge=1)
+    block_tokens: Literal[8, 16, 32, 64] = 16
     """Tokens of a block of the cache, the unit of allocation and of sharing."""
-    decode_rows: int = Field(16, ge=16, multiple_of=16)
+    decode_rows: int = Field(16, ge=8, multiple_of=8)
     """Rows of every decoding pass, filled up where fewer texts run: one shape, one rounding."""
     prefill_rows: int = Field(64, ge=16, multiple_of=16)
     """Tokens of every matrix product in a prefill pass, filled up."""

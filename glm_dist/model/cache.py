@@ -3,7 +3,7 @@
 It stands apart from attention: a layer attends through it without knowing that there is a past.
 """
 
-from typing import Self
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +11,16 @@ from torch import Tensor
 from glm_dist.errors import ModelError
 from glm_dist.model.attention import Attend
 from glm_dist.model.settings import ModelSettings
+
+
+class Past(Protocol):
+    """What layers attend through where there are tokens before those of a pass."""
+
+    def attend(self, layer: int, attend: Attend) -> Attend:
+        """`attend` over the past of `layer` and the new tokens."""
+
+    def advance(self, num_tokens: int) -> None:
+        """Count tokens that every layer has seen as past."""
 
 
 class KVCache:

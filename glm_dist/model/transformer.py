@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from glm_dist.model.attention import Attend, build_attend, dense_attend
 from glm_dist.model.batch import LossOutput
-from glm_dist.model.cache import KVCache
+from glm_dist.model.cache import Past
 from glm_dist.model.labels import LabelScores, label_loss
 from glm_dist.model.loss import LossOptions, loss_rows, tied_cross_entropy, tied_logits
 from glm_dist.model.mlp import MLP
@@ -87,7 +87,7 @@ class GLM(nn.Module):
             block_position_ids,
             attend,
             rows=rows,
-            prefix=self._prefix(),
+            prefix=self.prefix_states(),
         )
         if settings.head.is_classifier:
             return label_loss(self.score(hidden), targets, loss_mask, rows)
@@ -100,7 +100,8 @@ class GLM(nn.Module):
         position_ids: Tensor,
         block_position_ids: Tensor,
         mask: Tensor | None,
-        cache: KVCache | None = None,
+        cache: Past | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """Final hidden states [B, S, hidden size], for decoding and heads.
 
@@ -110,13 +111,14 @@ class GLM(nn.Module):
             block_position_ids: their places inside spans, [B, S].
             mask: bool that broadcasts to [B, 1, S, past + S], or None where all keys are visible.
             cache: past tokens, which the new ones join; their keys come first.
+            rows: flat indices of tokens; with them, [len(rows), hidden size] of these alone.
         """
         words = self._embed(tokens)
         if mask is not None:
             mask = F.pad(mask, (0, self.num_prefix_tokens), value=True)
         attend = dense_attend(mask)
         hidden = self.transformer(
-            words, position_ids, block_position_ids, attend, cache, prefix=self._prefix()
+            words, position_ids, block_position_ids, attend, cache, rows, self.prefix_states()
         )
         if cache is not None:
             cache.advance(tokens.shape[1])
@@ -137,7 +139,8 @@ class GLM(nn.Module):
         """Trained keys that every layer has beside those of the tokens."""
         return 0 if self.prefix_encoder is None else self.prefix_encoder.num_tokens
 
-    def _prefix(self) -> Tensor | None:
+    def prefix_states(self) -> Tensor | None:
+        """Keys and values [L, 2, key heads, P, D] that every token sees beside the tokens'."""
         return None if self.prefix_encoder is None else self.prefix_encoder()
 
     def _embed(self, tokens: Tensor) -> Tensor:
@@ -190,7 +193,7 @@ class Transformer(nn.Module):
         position_ids: Tensor,
         block_position_ids: Tensor,
         attend: Attend,
-        cache: KVCache | None = None,
+        cache: Past | None = None,
         rows: Tensor | None = None,
         prefix: Tensor | None = None,
     ) -> Tensor:

@@ -175,6 +175,12 @@ class Tokenizer:
         """The text a token stands for, or its name where it has a role."""
         return self._processor.id_to_piece(int(token)).replace("\u2581", " ")
 
+    def token_bytes(self, token: int) -> bytes:
+        """UTF-8 of the text a token stands for; one byte where it spells a part of a character."""
+        if self._processor.is_byte(token):
+            return bytes([int(self._processor.id_to_piece(token)[1:-1], 16)])
+        return self.piece(token).encode()
+
     def encode(self, text: str) -> np.ndarray:
         """Token ids, int32; no role's id ever comes out, whatever the text says."""
         return self.encode_batch([text])[0]

@@ -1,0 +1,142 @@
+"""Whether a request can be answered at all, said before it waits.
+
+It stands apart because each rule names a field, a value, a bound and a remedy, and nothing past it
+need look at a request with suspicion again.
+"""
+
+from collections.abc import Sequence
+
+from glm_dist.errors import RequestError
+from glm_dist.inference.requests import AnyRequest, Blank, EmbedRequest, Request, ScoreRequest
+from glm_dist.inference.settings import EngineLimits
+from glm_dist.model import ModelSettings
+from glm_dist.tokenizer import Tokenizer
+
+TOO_LONG = "context_length_exceeded"
+
+
+def check_request(
+    request: AnyRequest, settings: ModelSettings, tokenizer: Tokenizer, limits: EngineLimits
+) -> None:
+    """Refuse what cannot be answered.
+
+    Raises:
+        RequestError: with the field and the remedy.
+    """
+    _check_prompt(request.tokens, settings)
+    if isinstance(request, EmbedRequest):
+        _check_blocks(request, 0, limits)
+        return
+    special = tokenizer.special
+    masks = (special.mask, special.smask, special.gmask)
+    if isinstance(request, ScoreRequest):
+        _check_place(request.place, request.tokens, masks)
+        _check_options(request, settings)
+        longest = max(map(len, request.options)) + 1
+    else:
+        _check_blanks(request, settings, masks)
+        lengths = [blank.sampling.max_tokens for blank in request.blanks]
+        longest = sum(lengths) if request.is_joint else max(lengths)
+    _check_blocks(request, longest, limits)
+
+
+def room(num_prompt_tokens: int, place: int, settings: ModelSettings) -> int:
+    """The longest answer, in tokens, to a mask at `place` of such a prompt; 0 where none fits."""
+    longest = settings.max_position_embeddings
+    if num_prompt_tokens > longest:
+        return 0
+    if settings.positions in ("rotary_1d", "rotary_half"):
+        return max(0, longest - 1 - place)
+    return longest - 1
+
+
+def _check_prompt(tokens: Sequence[int], settings: ModelSettings) -> None:
+    longest = settings.max_position_embeddings
+    if not len(tokens):
+        raise RequestError("the prompt has no tokens; give at least one", param="tokens")
+    if len(tokens) > longest:
+        raise RequestError(
+            f"the prompt has {len(tokens)} tokens and this model has {longest} positions; "
+            "shorten it",
+            param="tokens",
+            code=TOO_LONG,
+        )
+    _check_ids(tokens, settings, "tokens")
+
+
+def _check_ids(tokens: Sequence[int], settings: ModelSettings, param: str) -> None:
+    wrong = [int(token) for token in tokens if not 0 <= token < settings.vocab_size]
+    if wrong:
+        raise RequestError(
+            f"{param} holds the ids {wrong[:5]}; this model knows 0 to {settings.vocab_size - 1}",
+            param=param,
+        )
+
+
+def _check_place(place: int, tokens: Sequence[int], masks: tuple[int, ...]) -> None:
+    if not 0 <= place < len(tokens) or tokens[place] not in masks:
+        raise RequestError(
+            f"there is no mask at place {place} of the prompt of {len(tokens)} tokens; name the "
+            "place of a mask",
+            param="blanks",
+        )
+
+
+def _check_blanks(request: Request, settings: ModelSettings, masks: tuple[int, ...]) -> None:
+    if not request.blanks:
+        raise RequestError("the prompt has no blank to fill; put a mask in it", param="blanks")
+    if request.num_samples < 1:
+        raise RequestError(
+            f"num_samples is {request.num_samples}; ask for at least one", param="num_samples"
+        )
+    for blank in request.blanks:
+        _check_place(blank.place, request.tokens, masks)
+        _check_blank(blank, len(request.tokens), settings)
+
+
+def _check_blank(blank: Blank, num_prompt_tokens: int, settings: ModelSettings) -> None:
+    sampling = blank.sampling
+    longest = room(num_prompt_tokens, blank.place, settings)
+    if sampling.max_tokens > longest:
+        raise RequestError(
+            f"max_tokens is {sampling.max_tokens}, and behind this prompt of "
+            f"{num_prompt_tokens} tokens there is room for {longest}; ask for fewer",
+            param="max_tokens",
+            code=TOO_LONG,
+        )
+    _check_ids(list(sampling.logit_bias), settings, "logit_bias")
+    _check_ids(sampling.stop_tokens, settings, "stop_tokens")
+    if sampling.regex is not None or sampling.json_schema is not None:
+        raise RequestError("regex and json_schema are not built yet", param="regex")
+
+
+def _check_options(request: ScoreRequest, settings: ModelSettings) -> None:
+    if not request.options:
+        raise RequestError("there is no option to score; give at least one", param="options")
+    longest = room(len(request.tokens), request.place, settings)
+    for option in request.options:
+        if not len(option) and not request.scores_end:
+            raise RequestError(
+                "an option has no tokens; give some, or score its end", param="options"
+            )
+        if len(option) > longest:
+            raise RequestError(
+                f"an option has {len(option)} tokens and there is room for {longest}; shorten it",
+                param="options",
+                code=TOO_LONG,
+            )
+        _check_ids(option, settings, "options")
+
+
+def _check_blocks(request: AnyRequest, answer_tokens: int, limits: EngineLimits) -> None:
+    size = limits.block_tokens
+    needed = -(-len(request.tokens) // size) - (-answer_tokens // size)
+    # One more, since an answer begins only where a block is left for it.
+    needed = max(needed, -(-len(request.tokens) // size) + 1)
+    if needed > limits.cache_tokens // size:
+        raise RequestError(
+            f"prompt and answer take {needed * size} tokens of the cache, which has "
+            f"{limits.cache_tokens}; ask for fewer, or raise cache_tokens of the engine",
+            param="tokens",
+            code=TOO_LONG,
+        )

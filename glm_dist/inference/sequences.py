@@ -1,0 +1,231 @@
+"""One answer being generated or scored, and the request that it belongs to.
+
+They stand apart from the scheduler, which asks how many tokens are still to be computed, and from
+the engine, which says what was chosen.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from glm_dist.inference.detokenize import TextStream, TokenTexts
+from glm_dist.inference.requests import (
+    AnyRequest,
+    Blank,
+    EmbedRequest,
+    FinishReason,
+    OptionScore,
+    Request,
+    SamplingSettings,
+    ScoreRequest,
+)
+from glm_dist.tokenizer import SpecialTokenIds
+
+
+@dataclass(eq=False)
+class Group:
+    """A request in work."""
+
+    request: AnyRequest
+    arrival: int
+    tokens: np.ndarray
+    """Part A, int64."""
+    keys: list[bytes]
+    """What the content of each of its blocks is known by."""
+    num_open: int = 0
+    """Answers that have not ended."""
+    cached_tokens: int | None = None
+    """Of the prompt; null until the first answer begins."""
+    generated_tokens: int = 0
+    scores: dict[int, OptionScore] = field(default_factory=dict)
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """Smaller goes first."""
+        return self.request.priority, self.arrival
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether the prompt alone is wanted."""
+        return isinstance(self.request, EmbedRequest)
+
+
+@dataclass(eq=False)
+class Sequence:
+    """Part A and one Part B behind it."""
+
+    group: Group
+    number: int
+    """Sample of a request, option of a scored one."""
+    tokens: list[int] = field(default_factory=list)
+    """Part B, start tokens included: those with keys in the cache, then those to be fed."""
+    positions: list[int] = field(default_factory=list)
+    block_positions: list[int] = field(default_factory=list)
+    prompt_blocks: list[int] = field(default_factory=list)
+    answer_blocks: list[int] = field(default_factory=list)
+    prompt_computed: int = 0
+    num_computed: int = 0
+    slot: int = -1
+    """Its row in the tables of the sampler while it runs."""
+
+    @property
+    def order(self) -> tuple[int, int, int]:
+        """Smaller goes first, and gives its blocks back last."""
+        return *self.group.order, self.number
+
+    @property
+    def is_prefilled(self) -> bool:
+        """Whether all keys of the prompt are there."""
+        return self.prompt_computed == len(self.group.tokens)
+
+    @property
+    def num_pending(self) -> int:
+        """Tokens of Part B that are known and not yet computed."""
+        return len(self.tokens) - self.num_computed
+
+    def chooses_after(self, index: int) -> bool:
+        """Whether the logits of this token of Part B are needed."""
+        raise NotImplementedError
+
+    def forget(self) -> None:
+        """Its blocks are gone; all is to be computed again."""
+        self.prompt_blocks, self.answer_blocks = [], []
+        self.prompt_computed = self.num_computed = 0
+
+    def _feed(self, token: int, position: int, block_position: int) -> None:
+        self.tokens.append(token)
+        self.positions.append(position)
+        self.block_positions.append(block_position)
+
+
+@dataclass(eq=False)
+class EmbeddedPrompt(Sequence):
+    """A prompt whose hidden states are summed, a tile of queries at a time."""
+
+    total: np.ndarray | None = None
+
+    def chooses_after(self, index: int) -> bool:
+        """Never: it has no Part B."""
+        return False
+
+
+@dataclass(eq=False)
+class Scored(Sequence):
+    """A given answer; `targets` are what its tokens should predict."""
+
+    targets: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    is_greedy: bool = True
+    alternatives: list[tuple] = field(default_factory=list)
+
+    @classmethod
+    def begin(cls, group: Group, number: int, special: SpecialTokenIds) -> "Scored":
+        """An option, all of it to be fed."""
+        request = group.request
+        assert isinstance(request, ScoreRequest)
+        option = [int(token) for token in request.options[number]]
+        sequence = cls(group, number)
+        sequence.targets = [*option, special.eop] if request.scores_end else option
+        fed = [special.sop, *option][: len(sequence.targets)]
+        for place, token in enumerate(fed, start=1):
+            sequence._feed(token, request.place, place)
+        return sequence
+
+    def chooses_after(self, index: int) -> bool:
+        """Whether its logits have not been looked at, as they have before a preemption."""
+        return index >= len(self.logprobs)
+
+
+@dataclass(frozen=True)
+class Taken:
+    """What became of a token that was chosen."""
+
+    blank: int
+    token: int | None
+    """None where it ends the blank."""
+    text: str
+    finish_reason: FinishReason | None = None
+    stopped_by: str | int | None = None
+
+
+@dataclass(eq=False)
+class Generated(Sequence):
+    """An answer that grows, blank after blank."""
+
+    blanks: list[int] = field(default_factory=list)
+    """Those still to be filled, the current one first; indices into the request's."""
+    num_generated: int = 0
+    """Tokens of the current blank."""
+    generated: list[int] = field(default_factory=list)
+    """Tokens of all blanks so far, without start and end."""
+    stream: TextStream | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        group: Group,
+        number: int,
+        blanks: list[int],
+        special: SpecialTokenIds,
+        texts: TokenTexts,
+    ) -> "Generated":
+        """A sample that is to fill these blanks, its first start token fed."""
+        sequence = cls(group, number, blanks=blanks)
+        sequence._begin_blank(special, texts)
+        return sequence
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all blanks are filled."""
+        return not self.blanks
+
+    @property
+    def blank(self) -> Blank:
+        """The current one."""
+        assert isinstance(self.group.request, Request)
+        return self.group.request.blanks[self.blanks[0]]
+
+    @property
+    def sampling(self) -> SamplingSettings:
+        """How the current blank is filled."""
+        return self.blank.sampling
+
+    def chooses_after(self, index: int) -> bool:
+        """Only after the newest token; those before it were chosen already."""
+        return index == len(self.tokens) - 1
+
+    def take(
+        self, token: int, ends: frozenset[int], special: SpecialTokenIds, texts: TokenTexts
+    ) -> Taken:
+        """Go on with a chosen token, which may end the blank, and the blank the answer."""
+        assert self.stream is not None
+        blank, settings = self.blanks[0], self.sampling
+        if token in ends:
+            stopped = token if token in settings.stop_tokens else None
+            taken = Taken(blank, None, self.stream.finish(), "stop", stopped)
+        else:
+            self.generated.append(token)
+            self.num_generated += 1
+            taken = self._take_text(blank, token, settings)
+        if taken.finish_reason is None:
+            self._feed(token, self.blank.place, self.num_generated + 1)
+        else:
+            self.blanks = self.blanks[1:]
+            if self.blanks:
+                self._begin_blank(special, texts)
+        return taken
+
+    def _take_text(self, blank: int, token: int, settings: SamplingSettings) -> Taken:
+        assert self.stream is not None
+        text = self.stream.push(token)
+        is_full = self.num_generated == settings.max_tokens
+        if is_full:
+            text += self.stream.finish()
+        if self.stream.stopped_by is not None:
+            return Taken(blank, token, text, "stop", self.stream.stopped_by)
+        return Taken(blank, token, text, "length" if is_full else None)
+
+    def _begin_blank(self, special: SpecialTokenIds, texts: TokenTexts) -> None:
+        self.num_generated = 0
+        self.stream = TextStream(texts, self.sampling.stop)
+        self._feed(special.sop, self.blank.place, 1)

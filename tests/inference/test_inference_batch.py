@@ -1,0 +1,118 @@
+"""What a request gets does not depend on what else the engine does, to the last bit."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from glm_dist.inference import Engine, EngineLimits
+
+NUM_BATCHES = 12
+"""Of each family in the fast tier; the slow one takes a thousand over all families."""
+SLOW_BATCHES = 150
+
+
+def run(engine, requests, rng):
+    """Outputs, where requests come in at random steps."""
+    outputs, waiting = [], list(requests)
+    while waiting or engine.has_work:
+        while waiting and (not engine.has_work or rng.random() < 0.4):
+            engine.add(waiting.pop(0))
+        outputs += engine.step()
+    return outputs
+
+
+def tight_limits(rng):
+    """Sizes at which prompts are cut, answers preempted and tiles half filled."""
+    return EngineLimits(
+        max_running=int(rng.integers(2, 24)),
+        cache_tokens=int(rng.choice([272, 400, 4096])),
+        prefill_tokens=int(rng.choice([64, 128, 512])),
+        shares_prompts=bool(rng.random() < 0.7),
+    )
+
+
+def alone(model, tokenizer, request, collect):
+    return collect(Engine(model, tokenizer).generate([request]))
+
+
+def check_batches(model, tokenizer, random_requests, collect, num_batches, seed):
+    rng = np.random.default_rng(seed)
+    requests = random_requests(rng, 24, longest=150)
+    expected = {}
+    for request in requests:
+        expected |= alone(model, tokenizer, request, collect)
+    preemptions = cached = 0
+    for _ in range(num_batches):
+        chosen = [requests[i] for i in rng.permutation(24)[: rng.integers(2, 20)]]
+        engine = Engine(model, tokenizer, tight_limits(rng))
+        answers = collect(run(engine, chosen, rng))
+        ids = {request.id for request in chosen}
+        assert answers == {key: value for key, value in expected.items() if key[0] in ids}
+        preemptions += engine.stats.preemptions
+        cached += engine.stats.cached_tokens
+        assert engine.stats.free_blocks == engine.stats.total_blocks
+    return preemptions, cached
+
+
+def test_answers_are_bitwise_those_of_the_request_alone(
+    family, tokenizer, make_model, random_requests, collect
+):
+    model = make_model(family)
+    preemptions, _ = check_batches(model, tokenizer, random_requests, collect, NUM_BATCHES, seed=1)
+    assert preemptions > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [2, 3])
+def test_many_batches_give_bitwise_the_same_answers(
+    family, seed, tokenizer, make_model, random_requests, collect
+):
+    model = make_model(family, num_layers=3, hidden_size=48, ffn_hidden_size=100)
+    check_batches(model, tokenizer, random_requests, collect, SLOW_BATCHES // 2, seed)
+
+
+def test_equal_requests_get_equal_answers_whether_their_prompt_was_cached(
+    family, tokenizer, make_model, random_requests, collect
+):
+    model = make_model(family)
+    engine = Engine(model, tokenizer)
+    requests = random_requests(np.random.default_rng(5), 6, longest=200)
+    first = collect(engine.generate(requests))
+    assert engine.stats.cached_tokens == 0 or any(r.num_samples > 1 for r in requests)
+    before = engine.stats.cached_tokens
+    again = collect(engine.generate(requests))
+    assert again == first
+    assert engine.stats.cached_tokens - before == sum(len(r.tokens) for r in requests)
+
+
+def test_a_causal_prompt_shares_its_beginning_and_a_prefix_prompt_only_all_of_itself(
+    tokenizer, make_model, random_requests, collect
+):
+    rng = np.random.default_rng(6)
+    [request] = random_requests(rng, 1, longest=2)
+    plain = [t for t in range(tokenizer.vocab_size) if t not in set(tokenizer.special_ids)]
+    body = rng.choice(plain, size=200).tolist()
+    mask = tokenizer.special.gmask
+    for family, shared in (("glm_4", 192), ("rotary_2d", 0)):
+        model = make_model(family)
+        engine = Engine(model, tokenizer)
+        for number, tail in enumerate(([5 + 20, 6 + 20], [9 + 20])):
+            tokens = [tokenizer.special.enc, *body, *tail, mask]
+            blank = dataclasses.replace(request.blanks[0], place=len(tokens) - 1)
+            one = dataclasses.replace(
+                request, id=str(number), tokens=tokens, blanks=[blank], num_samples=1
+            )
+            answers = collect(engine.generate([one]))
+            assert answers == alone(model, tokenizer, one, collect)
+        assert engine.stats.cached_tokens == shared
+
+
+def test_salts_keep_prompts_apart(tokenizer, make_model, random_requests):
+    [request] = random_requests(np.random.default_rng(7), 1)
+    request = dataclasses.replace(request, num_samples=1, is_joint=True)
+    engine = Engine(make_model("glm_4"), tokenizer)
+    for salt, cached in (("one", 0), ("two", 0), ("two", len(request.tokens))):
+        before = engine.stats.cached_tokens
+        engine.generate([dataclasses.replace(request, cache_salt=salt)])
+        assert engine.stats.cached_tokens - before == cached
