@@ -62,8 +62,12 @@ class BlockPool:
             self._blocks[key] = block
             self._keys[block] = key
 
-    def release(self, blocks: Sequence[int]) -> None:
-        """One holder fewer of each; those with a key are kept, the last of a text going first."""
+    def release(self, blocks: Sequence[int]) -> list[int]:
+        """One holder fewer of each; those that are free now come back.
+
+        Those with a key are kept, the last of a text to be taken first.
+        """
+        free = []
         for block in reversed(blocks):
             self._holders[block] -= 1
             if self._holders[block]:
@@ -71,13 +75,15 @@ class BlockPool:
             if block in self._keys:
                 self._kept[block] = None
             else:
-                self._free.append(block)
+                free.append(block)
+        self._free += free
+        return free
 
-    def discard(self, blocks: Sequence[int]) -> None:
+    def discard(self, blocks: Sequence[int]) -> list[int]:
         """As `release`, where the content must not be used again."""
         for block in blocks:
             self._forget(block)
-        self.release(blocks)
+        return self.release(blocks)
 
     def clear(self) -> None:
         """Forget all that is kept."""

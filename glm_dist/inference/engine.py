@@ -6,7 +6,7 @@ serves many clients calls it from one thread.
 """
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -114,7 +114,7 @@ class Engine:
         if group is None:
             return None
         usage = self.usage(request_id)
-        self._drop(group)
+        self._drop(group, self._scheduler.remove)
         return usage
 
     def usage(self, request_id: str) -> Usage | None:
@@ -154,13 +154,13 @@ class Engine:
     def _open(self, request: AnyRequest) -> Group:
         tokens = np.asarray(request.tokens, dtype=np.int64)
         salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
+        self._arrivals += 1
         keys = block_keys(
             tokens,
             self.limits.block_tokens,
             causal=self.settings.causal,
-            salt=repr((salt, None if self.limits.shares_prompts else request.id)),
+            salt=repr((salt, None if self.limits.shares_prompts else self._arrivals)),
         )
-        self._arrivals += 1
         self._prompt_tokens += len(tokens)
         return Group(request, self._arrivals, tokens, keys)
 
@@ -196,6 +196,9 @@ class Engine:
         if answer.is_prefilled:
             assert answer.total is not None
             vector = (answer.total / len(answer.group.tokens)).astype(np.float32)
+            if not np.isfinite(vector).all():
+                yield self._fail(answer.group, "the model gave no number")
+                return
             self._close(answer)
             yield Embedding(answer.group.request.id, tuple(vector.tolist()))
 
@@ -248,7 +251,9 @@ class Engine:
     def _take(self, answer: Generated, choice: Choice) -> Output:
         """What a chosen token makes of an answer."""
         if not choice.is_finite:
-            return self._fail(answer, "no token is left to choose, or the model gave no number")
+            return self._fail(
+                answer.group, "no token is left to choose, or the model gave no number"
+            )
         ends = self._ends.union(answer.sampling.stop_tokens)
         taken = answer.take(choice.token, ends, self.tokenizer.special, self.texts)
         is_kept = taken.token is not None
@@ -290,7 +295,7 @@ class Engine:
     def _note(self, answer: Scored, choice: Choice) -> Iterator[Output]:
         """Take down the log-probability of a given token; all of a request's come together."""
         if not choice.is_finite or choice.logprob is None:
-            yield self._fail(answer, "the model gave no number")
+            yield self._fail(answer.group, "the model gave no number")
             return
         group, request = answer.group, answer.group.request
         assert isinstance(request, ScoreRequest)
@@ -322,21 +327,18 @@ class Engine:
         self._last[group.request.id] = group
         self._cached_tokens += group.cached_tokens or 0
 
-    def _drop(self, group: Group, *, is_broken: bool = False) -> None:
+    def _drop(self, group: Group, remove: Callable[[Answer], object]) -> None:
         for answer in self._answers[group.request.id]:
-            if is_broken:
-                self._runner.cache.wipe([*answer.answer_blocks])
-            self._scheduler.remove(answer, is_broken=is_broken)
+            remove(answer)
             self._rules.pop(answer, None)
         group.num_open = 0
         self._forget(group)
 
-    def _fail(self, answer: Answer, reason: str) -> Failure:
+    def _fail(self, group: Group, reason: str) -> Failure:
         """One request breaks; the others go on."""
-        request_id = answer.group.request.id
-        logger.warning("request %s failed: %s", request_id, reason)
-        self._drop(answer.group, is_broken=True)
-        return Failure(request_id, reason)
+        logger.warning("request %s failed: %s", group.request.id, reason)
+        self._drop(group, lambda answer: self._runner.cache.wipe(self._scheduler.discard(answer)))
+        return Failure(group.request.id, reason)
 
 
 def _key(answer: Generated) -> int:

@@ -49,19 +49,29 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.num_preemptions = 0
         self._limits, self._pool, self._causal = limits, pool, causal
-        self._slots = list(range(limits.max_running))
 
     def add(self, sequence: Sequence) -> None:
         """A new answer joins those that wait."""
         bisect.insort(self.waiting, sequence, key=lambda each: each.order)
 
-    def remove(self, sequence: Sequence, *, is_broken: bool = False) -> None:
-        """An answer has ended, in whatever state it is; a broken one's keys are not used again."""
-        if sequence not in self.running:
+    def remove(self, sequence: Sequence) -> None:
+        """An answer has ended, in whatever state it is."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._pool.release([*sequence.prompt_blocks, *sequence.answer_blocks])
+        else:
             self.waiting.remove(sequence)
-            return
-        self.running.remove(sequence)
-        self._release(sequence, is_broken=is_broken)
+
+    def discard(self, sequence: Sequence) -> list[int]:
+        """As `remove`, for a broken one: blocks that are free now and must not be read as they are.
+
+        A block of it that another holds is broken for that one too, or was sound before.
+        """
+        if sequence in self.running:
+            self.running.remove(sequence)
+            return self._pool.discard([*sequence.prompt_blocks, *sequence.answer_blocks])
+        self.waiting.remove(sequence)
+        return []
 
     def plan(self) -> Plan:
         """The next step's work; blocks for it are taken."""
@@ -110,17 +120,10 @@ class Scheduler:
 
     def _preempt(self, sequence: Sequence, plan: Plan) -> None:
         plan.rows = [row for row in plan.rows if row.sequence is not sequence]
-        self.running.remove(sequence)
-        self._release(sequence)
+        self.remove(sequence)
         sequence.forget()
         self.add(sequence)
         self.num_preemptions += 1
-
-    def _release(self, sequence: Sequence, *, is_broken: bool = False) -> None:
-        blocks = [*sequence.prompt_blocks, *sequence.answer_blocks]
-        (self._pool.discard if is_broken else self._pool.release)(blocks)
-        self._slots.append(sequence.slot)
-        sequence.slot = -1
 
     def _plan_prefill(self, plan: Plan, budget: int) -> None:
         for sequence in self._unfinished_prompts():
@@ -175,7 +178,6 @@ class Scheduler:
         sequence.prompt_computed = self._num_cached_tokens(sequence, cached)
         if sequence.group.cached_tokens is None:
             sequence.group.cached_tokens = sequence.prompt_computed
-        sequence.slot = self._slots.pop()
         self.waiting.remove(sequence)
         bisect.insort(self.running, sequence, key=lambda each: each.order)
         return True

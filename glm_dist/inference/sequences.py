@@ -65,8 +65,6 @@ class Sequence:
     answer_blocks: list[int] = field(default_factory=list)
     prompt_computed: int = 0
     num_computed: int = 0
-    slot: int = -1
-    """Its row in the tables of the sampler while it runs."""
 
     @property
     def order(self) -> tuple[int, int, int]:
