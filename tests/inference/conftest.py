@@ -88,6 +88,9 @@ def _random_request(rng, tokenizer, request_id, longest, max_tokens):
     special = tokenizer.special
     plain = np.setdiff1d(np.arange(tokenizer.vocab_size), tokenizer.special_ids)
     tokens = rng.choice(plain, size=rng.integers(1, longest)).tolist()
+    if rng.random() < 0.5:  # the beginning of one text that all know
+        common = np.random.default_rng(0).choice(plain, size=longest)
+        tokens = [*common[: rng.integers(longest)].tolist(), *tokens[: longest // 4]]
     masks = rng.choice([special.mask, special.smask, special.gmask], size=rng.integers(1, 4))
     for mask in masks.tolist():
         tokens.insert(int(rng.integers(len(tokens) + 1)), mask)
