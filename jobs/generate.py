@@ -21,6 +21,7 @@ def main() -> int:
     )
     parser.add_argument("texts", nargs="+", help="prompts, or texts with [MASK] blanks")
     parser.add_argument("--model", required=True, help="a run's folder, or a model's")
+    parser.add_argument("--base", help="where the model beside an adapter lies, if it was moved")
     parser.add_argument("--max-new-tokens", type=int, default=48)
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
     parser.add_argument("--top-k", type=int, default=0)
@@ -38,7 +39,8 @@ def main() -> int:
             top_p=arguments.top_p,
             seed=arguments.seed,
         )
-        model, tokenizer = load_model(output_path(arguments.model))
+        base = output_path(arguments.base) if arguments.base else None
+        model, tokenizer = load_model(output_path(arguments.model), base)
         for generation in Generator(model, tokenizer).generate(arguments.texts, settings):
             print(f"{generation.prompt}\n  → {generation.text}\n")
     except ValidationError as error:

@@ -39,19 +39,25 @@ _TASKS = {
 }
 
 
-def save_adapter(folder: Path, weights: Mapping[str, Tensor], config: dict[str, Any]) -> None:
+def save_adapter(
+    folder: Path,
+    weights: Mapping[str, Tensor],
+    config: dict[str, Any],
+    documents: Mapping[str, Any] | None = None,
+) -> None:
     """Write a trained adapter's folder, in place of what was there.
 
     Args:
         folder: what is made.
         weights: what was trained, by the names of the tuned model.
         config: `model`, `tuning` and `base` as `config.json` holds them; see `AdapterFolder`.
+        documents: further files, as `write_folder` takes them.
     """
     settings = ModelSettings(**config["model"])
     tuning = TuningSettings(**config["tuning"])
     tensors = to_peft(weights, settings, tuning)
     theirs = peft_config(settings, tuning, tensors, config["base"]["folder"])
-    documents = {CONFIG: config, ADAPTER_CONFIG: theirs}
+    documents = {**(documents or {}), CONFIG: config, ADAPTER_CONFIG: theirs}
     shutil.rmtree(folder, ignore_errors=True)
     write_folder(folder, tensors.items(), documents, sys.maxsize, ADAPTER_FILE)
 

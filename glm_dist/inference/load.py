@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from glm_dist.engine import load_weights
-from glm_dist.engine.adapters import ADAPTER_CONFIG, AdapterFolder, open_weights
+from glm_dist.engine.adapters import ADAPTER_CONFIG, AdapterFolder, MergedWeights
 from glm_dist.errors import CheckpointError
 from glm_dist.model import GLM, ModelSettings
 from glm_dist.model.prefix import PrefixEncoder
@@ -31,6 +31,7 @@ def read_model(folder: Path, base: Path | None = None) -> GLM:
 
     Raises:
         CheckpointError: when there is no finished model.
+        ModelError: when an adapter's base is gone or another one.
     """
     try:
         config = json.loads((folder / "config.json").read_text())
@@ -41,13 +42,16 @@ def read_model(folder: Path, base: Path | None = None) -> GLM:
             "ended, or its model/"
         ) from None
     model = GLM(settings)
-    if not (folder / ADAPTER_CONFIG).exists():
+    if (folder / ADAPTER_CONFIG).exists():
+        _load_adapter(model, MergedWeights(AdapterFolder(folder), base))
+    else:
         model.load_state_dict(load_weights(folder))
-        return model.eval()
-    merged = open_weights(folder, base)
-    model.load_state_dict({name: merged[name] for name in merged.shapes})
-    prefix = AdapterFolder(folder).prefix
-    if prefix is not None:
-        model.prefix_encoder = PrefixEncoder(settings, len(prefix))
-        model.prefix_encoder.load_state_dict({"embedding.weight": prefix})
     return model.eval()
+
+
+def _load_adapter(model: GLM, merged: MergedWeights) -> None:
+    model.load_state_dict({name: merged[name] for name in merged.shapes})
+    prefix = merged.adapter.prefix
+    if prefix is not None:
+        model.prefix_encoder = PrefixEncoder(model.settings, len(prefix))
+        model.prefix_encoder.load_state_dict({"embedding.weight": prefix})

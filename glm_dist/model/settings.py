@@ -38,6 +38,14 @@ class HeadSettings(Settings):
         """Whether labels are scored, and no tokens."""
         return self.kind != "language_model"
 
+    def scores_like(self, other: "HeadSettings") -> bool:
+        """Whether a head of those settings can be taken for one of these."""
+        return (self.kind, self.labels, self.multi_label) == (
+            other.kind,
+            other.labels,
+            other.multi_label,
+        )
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         least = 1 if self.multi_label else 2

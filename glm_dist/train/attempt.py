@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from glm_dist.config import dump_config
 from glm_dist.engine import Catalogue, Checkpoint
 from glm_dist.engine.checkpoint import read_manifest
@@ -179,7 +181,7 @@ def claim_run_folder(run_folder: Path, settings: PretrainSettings) -> None:
     path = run_folder / "config.json"
     chosen = settings.model_dump(mode="json")
     if path.exists():
-        differences = _differences(json.loads(path.read_text()), chosen)
+        differences = _differences(_with_new_settings(path.read_text(), settings), chosen)
         if differences:
             raise CheckpointError(
                 f"{run_folder}: holds a run of another config:\n"
@@ -191,6 +193,14 @@ def claim_run_folder(run_folder: Path, settings: PretrainSettings) -> None:
     temporary.write_text(json.dumps(chosen, indent=1))
     os.replace(temporary, path)
     (run_folder / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+
+
+def _with_new_settings(text: str, settings: PretrainSettings) -> Any:
+    """The config of an old run, with the defaults of settings that there were none of then."""
+    try:
+        return type(settings).model_validate_json(text).model_dump(mode="json")
+    except ValidationError:
+        return json.loads(text)
 
 
 def _differences(old: Any, new: Any, key: str = "") -> list[str]:

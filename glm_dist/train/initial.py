@@ -39,9 +39,9 @@ def check_initial(settings: PretrainSettings, tokenizer: Tokenizer) -> None:
     if settings.init_from is None:
         return
     folder, there = _found(settings.init_from)
-    resized = check_initial_weights(
-        open_whole(folder), our_shapes(settings.model), with_head=there.head == settings.model.head
-    )
+    with_head = there.head.scores_like(settings.model.head)
+    shapes = our_shapes(settings.model)
+    resized = check_initial_weights(open_whole(folder), shapes, with_head=with_head)
     if resized and settings.tuning.is_adapter:
         name, (found, needed) = next(iter(resized.items()))
         raise ModelError(
@@ -60,7 +60,7 @@ def build_initial(settings: PretrainSettings, *, is_resumed: bool = False) -> GL
     model = build_model(settings.model)
     if settings.init_from is not None and (settings.tuning.is_adapter or not is_resumed):
         folder, there = _found(settings.init_from)
-        with_head = there.head == settings.model.head
+        with_head = there.head.scores_like(settings.model.head)
         load_initial_weights(model, open_whole(folder), there.vocab_size, with_head=with_head)
     return apply_tuning(model, settings.tuning)
 
@@ -76,9 +76,10 @@ def save_result(
     folder: Path,
     settings: PretrainSettings,
     weights: dict[str, torch.Tensor],
+    tokenizer: Tokenizer,
     fingerprints: dict[str, str],
 ) -> None:
-    """Write what was trained, with all that inference needs but the tokenizer."""
+    """Write what was trained: the whole model, or an adapter that names its base."""
     config: dict[str, Any] = {
         "model": settings.model.model_dump(mode="json"),
         "name": settings.name,
@@ -87,9 +88,10 @@ def save_result(
         config["tuning"] = settings.tuning.model_dump(mode="json")
         base, _ = _found(settings.init_from)
         config["base"] = {"folder": str(base), "sha256": fingerprints[BASE_MODEL]}
-        save_adapter(folder, weights, config)
+        save_adapter(folder, weights, config, {MODEL_FILE: tokenizer.serialized})
         return
     save_weights(folder, weights)
+    tokenizer.save(folder)
     (folder / CONFIG).write_text(json.dumps(config, indent=1))
 
 

@@ -181,16 +181,16 @@ def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
 
 def _finish(job: Job, run: Run) -> None:
     """Final held-out figures, with and without context, and the finished model's folder."""
-    engine, figures = run.engine, dict(run.heldout_figures)
+    settings, engine, figures = job.settings, run.engine, dict(run.heldout_figures)
     if run.heldout is not None:
-        shuffled = run.heldout.with_shuffled_context(job.settings.seed)
+        shuffled = run.heldout.with_shuffled_context(settings.seed)
         losses = shuffled.measure(token_losses(engine), all_sum)
         figures["heldout/loss_shuffled_context"] = losses["heldout/loss"]
     weights = engine.full_weights()
     if weights is not None:
         folder = Path(job.run_folder) / MODEL_FOLDER
-        save_result(folder, job.settings, weights, job.fingerprints)
-        TokenDataset.open(job.dataset_folder).tokenizer.save(folder)
+        tokenizer = TokenDataset.open(job.dataset_folder).tokenizer
+        save_result(folder, settings, weights, tokenizer, job.fingerprints)
         path = Path(job.run_folder) / "final.json"
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(json.dumps({**figures, "engine": engine.describe()}, indent=1))

@@ -12,7 +12,7 @@ from glm_dist.engine import load_weights
 from glm_dist.engine.adapters import ADAPTER_CONFIG, ADAPTER_FILE
 from glm_dist.errors import CheckpointError, ConfigError, ModelError
 from glm_dist.inference import load_model
-from glm_dist.train.attempt import decide_attempt
+from glm_dist.train.attempt import claim_run_folder, decide_attempt
 from glm_dist.train.initial import base_fingerprint, build_initial, check_initial
 from glm_dist.train.launch import resolve
 from glm_dist.train.plan import plan_memory
@@ -153,6 +153,19 @@ def test_a_run_does_not_go_on_beside_another_base(base, tmp_path):
     (moved / "model.safetensors").write_bytes(b"another")
     with pytest.raises(CheckpointError, match="another base model"):
         decide_attempt(runner.folder, settings, runner.prints | base_fingerprint(settings), 1)
+
+
+def test_a_run_of_before_a_setting_existed_goes_on_with_its_default(dataset, tmp_path):
+    settings = make_settings(dataset)
+    claim_run_folder(tmp_path, settings)
+    old = json.loads((tmp_path / "config.json").read_text())
+    del old["tuning"], old["model"]["head"]
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    claim_run_folder(tmp_path, settings)
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    other = make_settings(dataset, tuning={"frozen": ["*.bias"]})
+    with pytest.raises(CheckpointError, match=r"tuning.frozen: \[\] there, \['\*.bias'\] now"):
+        claim_run_folder(tmp_path, other)
 
 
 def test_the_plan_counts_optimizer_bytes_of_what_is_trained(dataset, base):
