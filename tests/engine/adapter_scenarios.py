@@ -49,11 +49,10 @@ TUNINGS = {
 }
 NARROW = ("lora", "dora")
 LIVES = [("lora", backend) for backend in scenarios.BACKENDS]
-LIVES += [(name, backend) for name in TUNINGS for backend in ("twin", "zero2", "zero3")]
-LIVES = list(dict.fromkeys(LIVES))
-MOVES = [("zero3", "twin"), ("zero3", "zero3")]
-RESUMES = [("lora", ("twin", "zero3")), ("lora", ("zero2", "zero1"))]
-RESUMES += [(name, move) for name in TUNINGS for move in MOVES]
+LIVES += [(name, backend) for name in TUNINGS for backend in ("twin", "zero3") if name != "lora"]
+MOVES = [("twin", "zero3"), ("zero2", "zero1"), ("zero3", "zero3"), ("zero3", "twin")]
+RESUMES = [("lora", move) for move in MOVES]
+RESUMES += [(name, ("zero3", "twin")) for name in TUNINGS if name != "lora"]
 
 
 def build(name: str) -> GLM:
