@@ -72,6 +72,10 @@ class Engine:
         """Whether a step would do anything."""
         return bool(self._groups)
 
+    def is_in_work(self, request_id: str) -> bool:
+        """Whether more outputs of a request may come."""
+        return request_id in self._groups
+
     @property
     def stats(self) -> EngineStats:
         """What it holds and what it has done."""

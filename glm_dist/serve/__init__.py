@@ -1,0 +1,1 @@
+"""Finished models as endpoints: OpenAI's protocol, with and without Ray Serve."""

@@ -1,0 +1,56 @@
+"""How a model is served.
+
+They stand apart so that a configuration is checked before torch, Ray or FastAPI are imported.
+"""
+
+from pydantic import Field, model_validator
+
+from glm_dist.config import Settings
+from glm_dist.inference.settings import EngineLimits
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class RequestLimits(Settings):
+    """What a client may ask for; more is refused with its number."""
+
+    max_body_bytes: int = Field(2_000_000, ge=1024)
+    """Longest request body."""
+    max_prompts: int = Field(64, ge=1)
+    """Prompts of one completion request."""
+    max_samples: int = Field(16, ge=1)
+    """Answers to one prompt (`n`)."""
+    max_blanks: int = Field(64, ge=1)
+    """Blanks of one text."""
+    max_stops: int = Field(16, ge=1)
+    """Stop strings of one request."""
+
+
+class ServeSettings(Settings):
+    """One model behind one set of endpoints."""
+
+    model: str = "runs/demo"
+    """A run's folder or a model's; below GLM_DIST_HOME if relative."""
+    name: str | None = None
+    """What clients call it; by default the name in its config."""
+    host: str = "127.0.0.1"
+    """Address to listen at; beyond this machine only with keys."""
+    port: int = Field(8000, ge=0, le=65535)
+    """Port to listen at."""
+    api_keys: str | None = None
+    """File with the SHA-256 of one API key a line, in hex; null: no key is asked for."""
+    num_replicas: int = Field(1, ge=1)
+    """Engines, each with a copy of the model, when served by Ray Serve."""
+    num_threads: int = Field(1, ge=1)
+    """Threads of torch in each engine, and logical CPUs that it reserves."""
+    engine: EngineLimits = EngineLimits()
+    limits: RequestLimits = RequestLimits()
+
+    @model_validator(mode="after")
+    def _check(self) -> "ServeSettings":
+        if self.host not in LOOPBACK and self.api_keys is None:
+            raise ValueError(
+                f"host: got {self.host!r} without api_keys; everyone who reaches this machine "
+                "could use the model: give a file of keys, or listen at 127.0.0.1"
+            )
+        return self

@@ -1,0 +1,93 @@
+"""The job: a model behind Ray Serve, asked by OpenAI's client, ended by SIGTERM."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import openai
+import psutil
+import pytest
+from safetensors.torch import save_file
+
+from glm_dist.model import ModelSettings, build_model
+from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    home = tmp_path_factory.mktemp("home")
+    folder = home / "models" / "tiny"
+    folder.mkdir(parents=True)
+    tokenizer = train_tokenizer(["The list returns its items.\n"] * 50, TokenizerSettings())
+    tokenizer.save(folder)
+    settings = ModelSettings(
+        preset=None, num_layers=1, hidden_size=32, num_heads=2, vocab_size=tokenizer.vocab_size
+    )
+    save_file(build_model(settings).state_dict(), folder / "model.safetensors")
+    config = {"model": settings.model_dump(mode="json"), "name": "tiny"}
+    (folder / "config.json").write_text(json.dumps(config))
+    return home
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(home, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "jobs/serve.py", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "GLM_DIST_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.ray
+@pytest.mark.parametrize("flags", [[], ["--without-ray"]])
+def test_a_model_is_served_until_sigterm(home, flags):
+    port = free_port()
+    job = start(home, "model=models/tiny", f"port={port}", *flags)
+    lines = []
+    for line in job.stdout:
+        lines.append(line)
+        if line.startswith("next"):
+            break
+    assert re.match(rf"serving +tiny at http://127.0.0.1:{port}/v1", lines[-2])
+    children = psutil.Process(job.pid).children(recursive=True)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none")
+    reply = client.completions.create(model="tiny", prompt="The list", max_tokens=4)
+    assert reply.usage.completion_tokens <= 4
+    parts = client.completions.create(model="tiny", prompt="The list", max_tokens=4, stream=True)
+    assert list(parts)[-1].choices[0].finish_reason
+    job.send_signal(signal.SIGTERM)
+    rest = job.stdout.read()
+    assert job.wait(60) == 0, rest
+    assert "Traceback" not in "".join([*lines, rest])
+    assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=models/none"], "cannot be read"),
+        (["model=models/tiny", "host=0.0.0.0"], "without api_keys"),
+        (["model=models/tiny", "prot=1"], "did you mean 'port'"),
+    ],
+)
+def test_mistakes_are_said_in_a_sentence(home, arguments, message):
+    job = start(home, *arguments)
+    output = job.stdout.read()
+    assert job.wait() == 2
+    assert message in output
+    assert "Traceback" not in output
