@@ -6,13 +6,26 @@ need look at a request with suspicion again.
 
 from collections.abc import Sequence
 
-from glm_dist.errors import RequestError
+from glm_dist.errors import ModelError, RequestError
 from glm_dist.inference.requests import AnyRequest, Blank, EmbedRequest, Request, ScoreRequest
 from glm_dist.inference.settings import EngineLimits
 from glm_dist.model import ModelSettings
 from glm_dist.tokenizer import Tokenizer
 
 TOO_LONG = "context_length_exceeded"
+
+
+def check_is_language_model(settings: ModelSettings) -> None:
+    """Refuse a model that gives no tokens.
+
+    Raises:
+        ModelError: with what it does instead.
+    """
+    if settings.head.is_classifier:
+        raise ModelError(
+            f"this model's head scores the labels {', '.join(settings.head.labels)} and no tokens; "
+            "generate with a language model"
+        )
 
 
 def check_request(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from glm_dist.errors import RequestError
-from glm_dist.inference.admission import check_request
+from glm_dist.inference.admission import check_is_language_model, check_request
 from glm_dist.inference.blocks import BlockPool, block_keys
 from glm_dist.inference.detokenize import TokenTexts
 from glm_dist.inference.edits import build_edits
@@ -50,6 +50,7 @@ class Engine:
         self, model: GLM, tokenizer: Tokenizer, limits: EngineLimits | None = None
     ) -> None:
         """Args: a model on its device in its precision; its tokenizer; sizes."""
+        check_is_language_model(model.settings)
         self.tokenizer, self.settings = tokenizer, model.settings
         self.limits = limits or EngineLimits()
         self.texts = TokenTexts(tokenizer)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm_dist.errors import ModelError
+from glm_dist.inference.admission import check_is_language_model
 from glm_dist.inference.engine import Engine
 from glm_dist.inference.requests import Blank, Delta, Failure, Request
 from glm_dist.inference.settings import EngineLimits, GenerationSettings
@@ -35,12 +36,7 @@ class Generator:
     """Generates with one model and its tokenizer, many texts at a time."""
 
     def __init__(self, model: GLM, tokenizer: Tokenizer) -> None:
-        head = model.settings.head
-        if head.is_classifier:
-            raise ModelError(
-                f"this model's head scores the labels {', '.join(head.labels)} and no tokens; "
-                "generate with a language model"
-            )
+        check_is_language_model(model.settings)
         self.model = model.eval()
         self.tokenizer = tokenizer
         special = tokenizer.special

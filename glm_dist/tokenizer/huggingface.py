@@ -72,7 +72,7 @@ class HuggingFaceTokenizer(Tokenizer):
             return self._role_names[token]
         if token in self._added:
             return self._added[token]
-        return self._bytes(token).decode(errors="replace")
+        return self.token_bytes(token).decode(errors="replace")
 
     def encode_batch(self, texts: list[str] | Any) -> list[np.ndarray]:
         """Token ids of each text, int32."""
@@ -110,7 +110,7 @@ class HuggingFaceTokenizer(Tokenizer):
         characters = [*shown, *range(256, 256 + len(hidden))]
         return {chr(c): byte for c, byte in zip(characters, [*shown, *hidden], strict=True)}
 
-    def _bytes(self, token: int) -> bytes:
+    def token_bytes(self, token: int) -> bytes:
         """What a token adds to a text, in UTF-8; nothing where no token has the id."""
         content = self._tokenizer.id_to_token(token)
         if content is None:
@@ -154,4 +154,4 @@ class HuggingFaceTokenizer(Tokenizer):
         return self._roles[role]
 
     def _num_bytes(self, token: int) -> int:
-        return len(self._bytes(token))
+        return len(self.token_bytes(token))

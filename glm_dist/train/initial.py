@@ -88,7 +88,7 @@ def save_result(
         config["tuning"] = settings.tuning.model_dump(mode="json")
         base, _ = _found(settings.init_from)
         config["base"] = {"folder": str(base), "sha256": fingerprints[BASE_MODEL]}
-        save_adapter(folder, weights, config, {MODEL_FILE: tokenizer.serialized})
+        save_adapter(folder, weights, config, {tokenizer.FILE: tokenizer.serialized})
         return
     save_weights(folder, weights)
     tokenizer.save(folder)

@@ -80,9 +80,9 @@ def test_a_well_formed_request_id_is_given_back(server):
 
 
 def test_unknown_fields_are_named_not_passed_over(server):
-    reply = server.http.post("/v1/completions", json={**BODY, "temprature": 0.5})
+    reply = server.http.post("/v1/completions", json={**BODY, "warmth": 0.5})
     assert reply.status_code == 200
-    assert reply.headers["x-ignored-fields"] == "temprature"
+    assert reply.headers["x-ignored-fields"] == "warmth"
 
 
 def test_a_body_that_is_too_long_is_refused_whichever_way_it_comes(serve):
