@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 
 .PHONY: help setup demo test slow gpu lint clean
 help:
-	@echo "make demo    set up, then prepare, pretrain on two workers, and generate: minutes on two cores"
+	@echo "make demo    set up, then prepare, pretrain on two workers, generate and serve: minutes on two cores"
 	@echo "make test    set up, then the test suite: under 15 minutes on two cores"
 	@echo "make slow    the slow tier: fault runs and large inputs, an hour or more"
 	@echo "make gpu     the tests that need a CUDA device"

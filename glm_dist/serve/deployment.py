@@ -49,7 +49,7 @@ def build(settings: ServeSettings) -> Application:
         num_replicas=settings.num_replicas,
         # The engine's own queue answers 429 before Serve would make requests wait unseen.
         max_ongoing_requests=settings.engine.max_running + settings.engine.max_waiting,
-        ray_actor_options={"num_cpus": settings.num_threads},
+        ray_actor_options={"num_cpus": settings.num_threads, "num_gpus": settings.num_gpus},
         health_check_period_s=HEALTH_SECONDS,
         graceful_shutdown_timeout_s=DRAIN_SECONDS,
         logging_config=LoggingConfig(log_level="WARNING", enable_access_log=False),

@@ -27,7 +27,7 @@ def open_endpoints(settings: ServeSettings) -> Endpoints:
     """The model loaded, its engine running."""
     torch.set_num_threads(settings.num_threads)
     model, tokenizer = load_model(output_path(settings.model))
-    if torch.cuda.is_available():
+    if settings.num_gpus and torch.cuda.is_available():
         model = model.to("cuda")
     engine = EngineThread(Engine(model, tokenizer, settings.engine))
     return Endpoints(check_model(settings), engine, tokenizer, model.settings, settings.limits)

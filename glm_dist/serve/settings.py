@@ -43,6 +43,8 @@ class ServeSettings(Settings):
     """Engines, each with a copy of the model, when served by Ray Serve."""
     num_threads: int = Field(1, ge=1)
     """Threads of torch in each engine, and logical CPUs that it reserves."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that each engine reserves; 0 serves on the processor."""
     engine: EngineLimits = EngineLimits()
     limits: RequestLimits = RequestLimits()
 
