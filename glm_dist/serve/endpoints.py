@@ -26,6 +26,7 @@ from glm_dist.serve.protocol import (
     EmbeddingRequest,
     InfillRequest,
     Sampled,
+    StreamOptions,
     TokenizeRequest,
 )
 from glm_dist.serve.replies import (
@@ -91,9 +92,9 @@ class Endpoints:
                 else [],
                 frame,
             )
-        echoes, _ = await self._echoes(prompts)
+        echoes = await self._echoes(prompts)
         asked = [p.request for p in prompts if p.request is not None]
-        answers, usage = await self._answers(asked, body.num_samples)
+        answers, usage = await self._answers(asked)
         choices = []
         for number, prompt in enumerate(prompts):
             for sample in range(body.num_samples):
@@ -130,7 +131,7 @@ class Endpoints:
                 frame,
                 kind,
             )
-        answers, usage = await self._answers([request], body.num_samples)
+        answers, usage = await self._answers([request])
         choices = [
             {
                 "index": sample,
@@ -157,7 +158,7 @@ class Endpoints:
                 frame,
                 "infill.chunk",
             )
-        answers, usage = await self._answers([request], body.num_samples)
+        answers, usage = await self._answers([request])
         choices = []
         for sample in range(body.num_samples):
             blanks = [answers[(0, sample, blank)] for blank in range(len(request.blanks))]
@@ -248,10 +249,9 @@ class Endpoints:
                 self.engine.cancel(stream)
 
     async def _answers(
-        self, requests: Sequence[AnyRequest], num_samples: int
+        self, requests: Sequence[AnyRequest]
     ) -> tuple[dict[tuple[int, int, int], Answer], dict[str, Any]]:
         """Whole answers by request, sample and blank, and what they took."""
-        del num_samples
         answers: dict[tuple[int, int, int], Answer] = {}
         async with self._asking(requests) as streams:
             async for place, delta in merged(streams):
@@ -259,8 +259,8 @@ class Endpoints:
                 answers.setdefault((place, delta.sample, delta.blank), Answer()).add(delta)
             return answers, usage_of([stream.usage for stream in streams])
 
-    async def _echoes(self, prompts: Sequence[Prompt]) -> tuple[dict[int, Echo], None]:
-        """Log-probabilities of the prompts' own tokens, where they are wanted."""
+    async def _echoes(self, prompts: Sequence[Prompt]) -> dict[int, Echo]:
+        """Log-probabilities of the prompts' own tokens by prompt, where they are wanted."""
         places = [number for number, prompt in enumerate(prompts) if prompt.scoring is not None]
         found = {}
         scorings = [prompts[number].scoring for number in places]
@@ -269,7 +269,7 @@ class Endpoints:
                 assert isinstance(output, Scores)
                 number = places[place]
                 found[number] = Echo.of(prompts[number].tokens.tolist(), output.options[0])
-        return found, None
+        return found
 
     async def _stream(
         self,
@@ -280,35 +280,34 @@ class Endpoints:
         frame: Frame,
         kind: str | None = None,
     ) -> AsyncIterator[str]:
-        """Events of a streamed reply, once all its requests have been accepted."""
-        asking = self._asking(requests)
-        streams = await asking.__aenter__()
-        options = body.stream_options
+        """Events of a streamed reply, begun: what is refused is refused before there is one."""
 
-        def shown(part: dict[str, Any]) -> str:
-            if options is not None and options.include_usage:
-                running = usage_of([stream.usage for stream in streams])
-                part["usage"] = running if options.continuous_usage_stats else None
-            return event(part)
+        async def parts(streams: Sequence[Stream]) -> AsyncIterator[dict[str, Any]]:
+            for part in first:
+                yield part
+            async for place, delta in merged(streams):
+                assert isinstance(delta, Delta)
+                if delta.text or delta.tokens or delta.finish_reason:
+                    yield part_of(place, delta)
 
         async def events() -> AsyncIterator[str]:
-            try:
-                for part in first:
-                    yield shown(part)
-                async for place, delta in merged(streams):
-                    assert isinstance(delta, Delta)
-                    if delta.text or delta.tokens or delta.finish_reason:
-                        yield shown(part_of(place, delta))
-                if options is not None and options.include_usage:
-                    usage = usage_of([stream.usage for stream in streams])
-                    yield event({**frame.of([], kind), "usage": usage})
-            except ApiError as error:
-                yield event(error.body)
-            finally:
-                await asking.__aexit__(None, None, None)
+            options = body.stream_options or StreamOptions()
+            async with self._asking(requests) as streams:
+                try:
+                    async for part in parts(streams):
+                        if options.include_usage:
+                            running = usage_of([stream.usage for stream in streams])
+                            part["usage"] = running if options.continuous_usage_stats else None
+                        yield event(part)
+                    if options.include_usage:
+                        usage = usage_of([stream.usage for stream in streams])
+                        yield event({**frame.of([], kind), "usage": usage})
+                except ApiError as error:
+                    yield event(error.body)
             yield DONE
 
-        return events()
+        begun = events()
+        return _chained(await anext(begun), begun)
 
     def _completion_part(self, body: CompletionRequest, place: int, delta: Delta) -> dict[str, Any]:
         logprobs = None
@@ -408,3 +407,9 @@ async def merged(streams: Sequence[Stream]) -> AsyncIterator[Arrival]:
     finally:
         for task in tasks:
             task.cancel()
+
+
+async def _chained(first: str, rest: AsyncIterator[str]) -> AsyncIterator[str]:
+    yield first
+    async for one in rest:
+        yield one

@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from glm_dist.inference import Blank, EmbedRequest, Request, ScoreRequest
+from glm_dist.inference import Blank, EmbedRequest, Request, SamplingSettings, ScoreRequest
 from glm_dist.inference.admission import room
 from glm_dist.model import ModelSettings
 from glm_dist.serve.errors import ApiError
@@ -46,7 +46,7 @@ class Prompts:
     """Builds requests for one model."""
 
     def __init__(
-        self, tokenizer: Tokenizer, settings: ModelSettings, limits: RequestLimits, salt: str = ""
+        self, tokenizer: Tokenizer, settings: ModelSettings, limits: RequestLimits
     ) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._special, self._limits = tokenizer.special, limits
@@ -159,10 +159,8 @@ class Prompts:
             )
         return Prompt(tokens, text, request, scoring)
 
-    def _blank(self, sampling: object, place: int, seed: int | None) -> Blank:
-        from glm_dist.inference import SamplingSettings
-
-        assert isinstance(sampling, SamplingSettings)
+    def _blank(self, sampling: SamplingSettings, place: int, seed: int | None) -> Blank:
+        """A blank, drawn by the client's seed, or by one of its own."""
         drawn = uuid4().int >> 65 if seed is None else seed % (1 << 63)
         return Blank(place, sampling.model_copy(update={"seed": drawn}))
 
