@@ -19,6 +19,7 @@ from glm_dist.config import output_path
 from glm_dist.train.settings import PretrainSettings
 
 WARMUP_WINDOWS = 2
+PROFILED_STEPS, PROFILED_OPERATIONS = 2, 12
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,14 @@ def matmul_rate(settings: PretrainSettings) -> float:
     return _apart(_measure_matmul, "matmul", settings)
 
 
+def profile(settings: PretrainSettings) -> dict[str, float]:
+    """Share of the bare loop's time by operation, the largest first, not compiled."""
+    engine = settings.engine.model_copy(update={"compile_layers": False})
+    steps = settings.duration.model_copy(update={"num_steps": PROFILED_STEPS})
+    changes = {"engine": engine, "duration": steps}
+    return _apart(_measure_profile, "profile", settings.model_copy(update=changes))
+
+
 def rows_of(settings: PretrainSettings) -> list[list[Any]]:
     """Micro-batches of each step, as all but the distributed run read them."""
     from glm_dist.data.shards import TokenDataset
@@ -166,6 +175,26 @@ def _measure_bare(settings: PretrainSettings, steps: list[list[Any]]) -> tuple[l
     if settings.engine.compile_layers:
         compile_layers(model)
     return bare_loop(model, settings, steps), device
+
+
+def _measure_profile(_: str, settings: PretrainSettings) -> dict[str, float]:
+    import torch
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as recorded
+
+    steps = rows_of(settings)
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(ProfilerActivity.CUDA)
+    with recorded(activities=activities) as record:
+        _measure_bare(settings, steps)
+    seconds = {
+        event.key: event.self_device_time_total or event.self_cpu_time_total
+        for event in record.key_averages()
+    }
+    whole = sum(seconds.values())
+    ordered = sorted(seconds, key=lambda name: seconds[name], reverse=True)
+    return {name: seconds[name] / whole for name in ordered[:PROFILED_OPERATIONS]}
 
 
 def _measure_matmul(_: str, settings: PretrainSettings) -> float:

@@ -12,7 +12,10 @@ TRAINER = "transformers Trainer"
 
 
 def collect(
-    settings: PretrainSettings, turns: dict[str, list[Turn]], matmul_rate: float
+    settings: PretrainSettings,
+    turns: dict[str, list[Turn]],
+    matmul_rate: float,
+    profile: dict[str, float],
 ) -> dict[str, Any]:
     """The figures of one model, under the names they are published by."""
     windows = {kind: [s for turn in found for s in turn.speeds] for kind, found in turns.items()}
@@ -31,6 +34,7 @@ def collect(
         "matmul_flops_per_second": matmul_rate,
         "useful_flops_per_token": flops,
         "windows": windows,
+        "profile": profile,
         "peak_memory_bytes": {
             kind: max(turn.peak_memory_bytes for turn in found) for kind, found in turns.items()
         },
@@ -103,6 +107,9 @@ def describe_size(figures: dict[str, Any]) -> str:
         for kind, speed in speeds.items()
     )
     by_turn = ", ".join(f"{value:.3f}" for value in figures["vs_bare_loop_by_turn"])
+    operations = ", ".join(
+        f"{name.removeprefix('aten::')} {share:.0%}" for name, share in figures["profile"].items()
+    )
     return (
         f"## {figures['parameters'] / 1e6:,.1f} million parameters\n\n"
         f"{figures['global_batch_size']} rows a step in micro-batches of "
@@ -111,7 +118,8 @@ def describe_size(figures: dict[str, Any]) -> str:
         "| | tokens/s | distributed is faster by | share of the matrix product's rate | peak "
         f"memory of the process, MiB |\n|---|---|---|---|---|\n{rows}\n\n"
         f"Against the bare loop in each turn: {by_turn}. The worker waited for rows in "
-        f"{figures['data_wait_share']:.1%} of its time.\n"
+        f"{figures['data_wait_share']:.1%} of its time. Where the time of the bare loop goes, not "
+        f"compiled, by torch's profiler: {operations}.\n"
     )
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _contest import WARMUP_WINDOWS, Turn, contestants, matmul_rate
+from _contest import WARMUP_WINDOWS, Turn, contestants, matmul_rate, profile
 from _contest_page import collect, describe, draw
 from _job import run_job
 from _parts import PartsSettings, cost_of, describe_parts
@@ -115,7 +115,7 @@ def measure(settings: PretrainSettings, arguments: argparse.Namespace) -> dict[s
             print(f"{label} {settings.num_steps} steps …", flush=True)
             turns[kind].append(run(settings))
             print(f"{label} {median(turns[kind][-1].speeds):,.0f} tokens/s", flush=True)
-    return collect(settings, turns, rate)
+    return collect(settings, turns, rate, profile(settings))
 
 
 def show(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
