@@ -5,6 +5,7 @@ import os
 import re
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -67,12 +68,16 @@ def user(tmp_path_factory):
     return place
 
 
+def environment(user):
+    return {**os.environ, "HOME": str(user), "GLM_DIST_HOME": str(user / ".glm_dist")}
+
+
 def run(user, command):
     script, *arguments = [argument.replace("~", str(user)) for argument in command]
     done = subprocess.run(
         [sys.executable, script, *arguments],
         cwd=user,
-        env={**os.environ, "HOME": str(user), "GLM_DIST_HOME": str(user / ".glm_dist")},
+        env=environment(user),
         capture_output=True,
         text=True,
         timeout=300,
@@ -81,9 +86,30 @@ def run(user, command):
     return done.stdout
 
 
+def serve(user, command):
+    """Serve until it says that it does, and end it; what it said."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen(
+        [sys.executable, *command, f"port={port}"],
+        cwd=user,
+        env=environment(user),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as job:
+        said = next((line for line in job.stdout if line.startswith("serving")), "")
+        job.terminate()
+        assert job.wait() == 0
+    assert f":{port}/v1" in said
+    return said
+
+
 def run_job(user, command):
-    """Run a job, a training run shortened."""
+    """Run a job, a training run shortened, a server until it serves."""
     name = Path(command[0]).stem
+    if name == "serve":
+        return serve(user, command)
     if name == "pretrain" and "--config" in command:
         place = command.index("--config") + 2
         command = [*command[:place], *SHORT, *command[place:]]
