@@ -234,13 +234,13 @@ def train_with_a_slow_rank(dataset_folder: str, folder: str, settings: PretrainS
     runner = Runner(TokenDataset.open(dataset_folder), settings, Path(folder))
     build = worker.build_engine
 
-    def build_slow_engine(build_model: Callable[[], nn.Module], options: EngineSettings) -> Engine:
+    def build_slow_engine(build_model: Callable[[], nn.Module], *options: Any) -> Engine:
         def build_slow_model() -> nn.Module:
             model = build_model()
             model.register_forward_pre_hook(lambda *_: time.sleep(0.03 * runner.rank))
             return model
 
-        return build(build_slow_model, options)
+        return build(build_slow_model, *options)
 
     worker.build_engine = build_slow_engine
     runner.run()
@@ -254,13 +254,13 @@ def train_with_a_flipped_bit(
     weights: list[nn.Parameter] = []
     build = worker.build_engine
 
-    def build_and_remember(build_model: Callable[[], nn.Module], options: EngineSettings) -> Engine:
+    def build_and_remember(build_model: Callable[[], nn.Module], *options: Any) -> Engine:
         def build_remembered() -> nn.Module:
             model = build_model()
             weights.extend(model.parameters())
             return model
 
-        return build(build_remembered, options)
+        return build(build_remembered, *options)
 
     batches = runner.batches
 
