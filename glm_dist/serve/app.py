@@ -4,87 +4,108 @@ It stands apart from Ray, so that every rule of the protocol is tested without a
 """
 
 import asyncio
-import json
-import logging
-import re
-import time
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any, TypeAlias
-from uuid import uuid4
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import ValidationError
-from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from glm_dist import __version__
-from glm_dist.errors import GlmDistError
-from glm_dist.serve.endpoints import Endpoints, Reply
-from glm_dist.serve.errors import ApiError
-from glm_dist.serve.keys import ApiKeys
+from glm_dist.serve.asking import Reply
+from glm_dist.serve.bodies import parse_body, read_body
+from glm_dist.serve.chat_protocol import ChatRequest, TokenizeRequest
+from glm_dist.serve.editor import EditorRequest
+from glm_dist.serve.endpoints import Endpoints
+from glm_dist.serve.errors import ApiError, add_error_handlers
+from glm_dist.serve.guard import Guard
+from glm_dist.serve.keys import ApiKeys, Caller, Scope
+from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.metrics import METRICS_TYPE, Metrics
-from glm_dist.serve.protocol import (
-    Body,
-    ChatRequest,
+from glm_dist.serve.openapi import describe
+from glm_dist.serve.protocol import Body, CompletionRequest, InfillRequest
+from glm_dist.serve.task_protocol import (
     ClassifyRequest,
-    CompletionRequest,
+    DecisionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
-    InfillRequest,
-    TokenizeRequest,
+    ScoreRequest,
 )
-from glm_dist.serve.settings import RequestLimits
 
-logger = logging.getLogger(__name__)
-Handler: TypeAlias = Callable[[Any, str], Coroutine[Any, Any, Reply]]
-PUBLIC_PATHS = ("/health", "/health/live", "/health/ready", "/version", "/openapi.json")
-_WELL_FORMED_ID = re.compile(r"[\w.:-]{1,128}")
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+_SHOWN_HEADERS = ("x-request-id", "x-ignored-fields", "retry-after", "x-should-retry")
 
 
-def build_app(endpoints: Endpoints, keys: ApiKeys, limits: RequestLimits) -> FastAPI:
-    """The application of one model."""
-    app = FastAPI(title="glm_dist", version=__version__, docs_url=None, redoc_url=None)
-    metrics = Metrics(endpoints.engine)
-    posts: dict[str, tuple[type[Body], Handler]] = {
-        "/v1/completions": (CompletionRequest, endpoints.completions),
-        "/v1/chat/completions": (ChatRequest, endpoints.chat),
-        "/v1/infill": (InfillRequest, endpoints.infill),
-        "/v1/classify": (ClassifyRequest, endpoints.classify),
-        "/v1/embeddings": (EmbeddingRequest, endpoints.embeddings),
-        "/tokenize": (TokenizeRequest, endpoints.tokenize),
-        "/detokenize": (DetokenizeRequest, endpoints.detokenize),
-    }
-    for path, (kind, handler) in posts.items():
-        _add_post(app, path, kind, handler, endpoints, limits)
-    _add_lookups(app, endpoints, metrics)
-    _add_errors(app)
-    metrics.know({getattr(route, "path", "") for route in app.routes})
-    app.middleware("http")(_guard(keys, metrics))
+@dataclass(frozen=True)
+class Post:
+    """A route that is asked with a body."""
+
+    path: str
+    kind: type[Body]
+    answer: Callable[[Endpoints, Any, Caller], Coroutine[Any, Any, Reply]]
+    scope: Scope | None = None
+    """What a key needs for it; any key will do where there is none."""
+
+
+POSTS = (
+    Post("/v1/completions", CompletionRequest, Endpoints.completions, "generate"),
+    Post("/v1/chat/completions", ChatRequest, Endpoints.chat, "generate"),
+    Post("/v1/infill", InfillRequest, Endpoints.infill, "generate"),
+    Post("/infill", EditorRequest, Endpoints.fill_at_cursor, "generate"),
+    Post("/v1/classify", ClassifyRequest, Endpoints.classify, "classify"),
+    Post("/v1/decisions", DecisionRequest, Endpoints.decisions, "classify"),
+    Post("/v1/score", ScoreRequest, Endpoints.score, "classify"),
+    Post("/v1/embeddings", EmbeddingRequest, Endpoints.embeddings, "embed"),
+    Post("/tokenize", TokenizeRequest, Endpoints.tokenize),
+    Post("/detokenize", DetokenizeRequest, Endpoints.detokenize),
+)
+
+
+def build_app(
+    endpoints: Endpoints | Sequence[Endpoints], keys: ApiKeys, limits: RequestLimits
+) -> FastAPI:
+    """The application of one model or several, which requests call by name."""
+    several = [endpoints] if isinstance(endpoints, Endpoints) else endpoints
+    models = {one.name: one for one in several}
+    app = FastAPI(
+        title="glm_dist",
+        version=__version__,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    metrics = Metrics({name: one.engine for name, one in models.items()})
+    for post in POSTS:
+        _add_post(app, post, models, limits)
+    _add_lookups(app, models, metrics)
+    add_error_handlers(app)
+    describe(app, {post.path: post.kind for post in POSTS})
+    paths = {getattr(route, "path", "") for route in app.routes}
+    metrics.know(paths)
+    scopes: dict[str, Scope] = {post.path: post.scope for post in POSTS if post.scope is not None}
+    app.add_middleware(
+        Guard, keys=keys, metrics=metrics, scopes={**scopes, "/metrics": "metrics"}, paths=paths
+    )
+    if limits.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=limits.allowed_origins,
+            allow_methods=("GET", "POST"),
+            allow_headers=("authorization", "content-type", "x-request-id"),
+            expose_headers=_SHOWN_HEADERS,
+        )
     return app
 
 
 def _add_post(
-    app: FastAPI,
-    path: str,
-    kind: type[Body],
-    handler: Handler,
-    endpoints: Endpoints,
-    limits: RequestLimits,
+    app: FastAPI, post: Post, models: Mapping[str, Endpoints], limits: RequestLimits
 ) -> None:
-    schema = {"content": {"application/json": {"schema": kind.model_json_schema()}}}
-
     async def answer(request: Request) -> Response:
-        body = _parse(kind, await _read(request, limits))
-        if body.model not in (None, endpoints.name):
-            raise ApiError(
-                404,
-                f"model: there is no {body.model!r} here; it is {endpoints.name!r}",
-                param="model",
-                code="model_not_found",
-            )
-        reply = await _unless_left(request, handler(body, request.state.caller))
-        headers = {"x-ignored-fields": ", ".join(body.ignored)[:500]} if body.ignored else {}
+        body = parse_body(post.kind, await read_body(request, limits), limits)
+        endpoints = _choose(models, body.model)
+        reply = await _unless_left(request, post.answer(endpoints, body, request.state.caller))
+        headers = {"x-ignored-fields": _as_header(body.ignored)} if body.ignored else {}
         if isinstance(reply, dict):
             return JSONResponse(reply, headers=headers)
         return StreamingResponse(
@@ -93,25 +114,41 @@ def _add_post(
             headers={**headers, **_STREAM_HEADERS},
         )
 
-    app.add_api_route(
-        path,
-        answer,
-        methods=["POST"],
-        response_model=None,
-        openapi_extra={"requestBody": {**schema, "required": True}},
-    )
+    app.add_api_route(post.path, answer, methods=["POST"], response_model=None)
 
 
-def _add_lookups(app: FastAPI, endpoints: Endpoints, metrics: Metrics) -> None:
+def _choose(models: Mapping[str, Endpoints], name: str | None) -> Endpoints:
+    """The model that is meant, which may go unnamed where there is one.
+
+    Raises:
+        ApiError: 404 where there is no such model, 400 where it is not said which.
+    """
+    if name is None and len(models) == 1:
+        return next(iter(models.values()))
+    if name is None:
+        raise ApiError(400, f"model: say which: {', '.join(models)}", param="model")
+    if name not in models:
+        raise ApiError(
+            404,
+            f"model: there is no {name[:100]!r} here; there is {', '.join(models)}",
+            param="model",
+            code="model_not_found",
+        )
+    return models[name]
+
+
+def _add_lookups(app: FastAPI, models: Mapping[str, Endpoints], metrics: Metrics) -> None:
     @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [endpoints.describe()]}
+    async def list_models() -> dict[str, Any]:
+        return {"object": "list", "data": [one.describe() for one in models.values()]}
 
     @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
-        if name != endpoints.name:
-            raise ApiError(404, f"there is no model {name[:100]!r}", code="model_not_found")
-        return endpoints.describe()
+        return _choose(models, name).describe()
+
+    @app.get("/tokenizer_info")
+    async def tokenizer_info() -> dict[str, Any]:
+        return next(iter(models.values())).tokenizer_info()
 
     @app.get("/health/live")
     async def live() -> dict[str, str]:
@@ -120,8 +157,8 @@ def _add_lookups(app: FastAPI, endpoints: Endpoints, metrics: Metrics) -> None:
     @app.get("/health/ready")
     @app.get("/health")
     async def ready() -> dict[str, str]:
-        if endpoints.engine.failure is not None:
-            raise ApiError(503, "the engine is down")
+        for one in models.values():
+            await one.readiness.check()
         return {"status": "ready"}
 
     @app.get("/version")
@@ -131,34 +168,6 @@ def _add_lookups(app: FastAPI, endpoints: Endpoints, metrics: Metrics) -> None:
     @app.get("/metrics")
     async def prometheus() -> Response:
         return PlainTextResponse(metrics.text(), media_type=METRICS_TYPE)
-
-
-async def _read(request: Request, limits: RequestLimits) -> bytes:
-    """The body, while it is no longer than allowed."""
-    kind = request.headers.get("content-type", "").partition(";")[0].strip()
-    if kind != "application/json":
-        raise ApiError(415, "content-type: has to be application/json")
-    content = bytearray()
-    async for part in request.stream():
-        content += part
-        if len(content) > limits.max_body_bytes:
-            raise ApiError(413, f"the body is longer than {limits.max_body_bytes} bytes")
-    return bytes(content)
-
-
-def _parse(kind: type[Body], content: bytes) -> Body:
-    try:
-        document = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise ApiError(400, f"the body is no JSON ({str(error)[:100]})") from None
-    if not isinstance(document, dict):
-        raise ApiError(400, "the body is no JSON object")
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"][:1])
-        raise ApiError(400, f"{place}: {first['msg']}", param=place or None) from None
 
 
 async def _unless_left(request: Request, work: Coroutine[Any, Any, Reply]) -> Reply:
@@ -181,46 +190,9 @@ async def _left(request: Request) -> None:
         pass
 
 
-def _guard(keys: ApiKeys, metrics: Metrics) -> Callable[..., Awaitable[Response]]:
-    """Keys, request ids and counts, around every route, those that do not exist included."""
-
-    async def guard(request: Request, call: Callable[..., Awaitable[Response]]) -> Response:
-        given = request.headers.get("x-request-id", "")
-        request_id = given if _WELL_FORMED_ID.fullmatch(given) else uuid4().hex
-        request.state.caller, start = "", time.perf_counter()
-        try:
-            if request.url.path not in PUBLIC_PATHS:
-                request.state.caller = keys.check(request.headers.get("authorization"))
-            response = await call(request)
-        except ApiError as error:
-            response = _reply(error)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            response = _reply(ApiError(500, "the server failed; its log has the request id"))
-        response.headers["x-request-id"] = request_id
-        metrics.count(request.url.path, response.status_code, time.perf_counter() - start)
-        return response
-
-    return guard
+def _as_header(names: list[str]) -> str:
+    """Names of fields, as far as a header can say them."""
+    return ", ".join(names)[:500].encode("ascii", "replace").decode().translate(_NO_CONTROLS)
 
 
-def _add_errors(app: FastAPI) -> None:
-    @app.exception_handler(ApiError)
-    async def api_error(_: Request, error: ApiError) -> Response:
-        return _reply(error)
-
-    @app.exception_handler(GlmDistError)
-    async def own_error(_: Request, error: GlmDistError) -> Response:
-        return _reply(ApiError(400, str(error)))
-
-    @app.exception_handler(HTTPException)
-    async def http_error(request: Request, error: HTTPException) -> Response:
-        message = {
-            404: f"there is no {request.url.path[:100]}",
-            405: f"{request.url.path[:100]} is not asked by {request.method}",
-        }.get(error.status_code, str(error.detail))
-        return _reply(ApiError(error.status_code, message, headers=dict(error.headers or {})))
-
-
-def _reply(error: ApiError) -> Response:
-    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+_NO_CONTROLS = dict.fromkeys((*range(32), 127), "?")

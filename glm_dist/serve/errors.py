@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from glm_dist.errors import RequestError
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from glm_dist.errors import GlmDistError, RequestError
 
 RETRY_SECONDS = 1
 _STATUS_OF_CODE = {"overloaded": 429}
@@ -29,13 +35,18 @@ class ApiError(Exception):
         param: str | None = None,
         code: str | None = None,
         headers: dict[str, str] | None = None,
+        **numbers: int,
     ) -> None:
+        """Args: `numbers` stand beside the message, for programs."""
         super().__init__(message)
-        self.status, self.message = status, message[:LONGEST_MESSAGE]
-        self.param, self.code = param, code
+        self.status, self.message = status, _printable(message)
+        self.param, self.code, self.numbers = param, code, numbers
         self.headers = dict(headers or {})
         if status in (429, 503):
             self.headers.setdefault("retry-after", str(RETRY_SECONDS))
+        if status == 500:
+            # A client must not send again what may have been half done.
+            self.headers.setdefault("x-should-retry", "false")
 
     @property
     def body(self) -> dict[str, Any]:
@@ -46,6 +57,7 @@ class ApiError(Exception):
                 "type": _TYPES.get(self.status, "invalid_request_error"),
                 "param": self.param,
                 "code": self.code,
+                **self.numbers,
             }
         }
 
@@ -54,3 +66,36 @@ def from_request_error(error: RequestError) -> ApiError:
     """What the engine refuses, for the client."""
     status = _STATUS_OF_CODE.get(error.code or "", 400)
     return ApiError(status, str(error), param=error.param, code=error.code)
+
+
+def error_response(error: ApiError) -> Response:
+    """The reply of a failure."""
+    return JSONResponse(error.body, status_code=error.status, headers=error.headers)
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Give failures their shape, those of routing included."""
+
+    @app.exception_handler(ApiError)
+    async def api_error(_: Request, error: ApiError) -> Response:
+        return error_response(error)
+
+    @app.exception_handler(GlmDistError)
+    async def own_error(_: Request, error: GlmDistError) -> Response:
+        return error_response(ApiError(400, str(error)))
+
+    @app.exception_handler(HTTPException)
+    async def http_error(request: Request, error: HTTPException) -> Response:
+        path = request.url.path[:100]
+        message = {
+            404: f"there is no {path}",
+            405: f"{path} is not asked by {request.method}",
+        }.get(error.status_code, str(error.detail))
+        return error_response(
+            ApiError(error.status_code, message, headers=dict(error.headers or {}))
+        )
+
+
+def _printable(message: str) -> str:
+    """At most `LONGEST_MESSAGE` characters that UTF-8 can write."""
+    return message[:LONGEST_MESSAGE].encode(errors="replace").decode()

@@ -1,45 +1,60 @@
 """From what a client asks to what the engine is asked: Part A and its blanks.
 
-It stands apart as the one place that knows how texts, turns and blanks become tokens.
+It stands apart as the one place that knows how texts and blanks become tokens.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from uuid import uuid4
 
 import numpy as np
 
 from glm_dist.inference import Blank, EmbedRequest, Request, SamplingSettings, ScoreRequest
-from glm_dist.inference.admission import room
+from glm_dist.inference.admission import TOO_LONG, room
 from glm_dist.model import ModelSettings
 from glm_dist.serve.errors import ApiError
-from glm_dist.serve.protocol import (
-    ChatRequest,
-    ClassifyRequest,
-    CompletionRequest,
-    InfillRequest,
-    Message,
-)
-from glm_dist.serve.settings import RequestLimits
-from glm_dist.tokenizer import Tokenizer
+from glm_dist.serve.limits import RequestLimits
+from glm_dist.serve.protocol import BlankOptions, CompletionRequest, InfillRequest, Sampled
+from glm_dist.tokenizer import PIECES, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 """Of text completions, as OpenAI has it."""
-ROLES = {"developer": "system", "tool": "observation"}
-"""OpenAI's roles under ours; the others have the same names."""
+MASKS = tuple(PIECES[role] for role in ("mask", "smask", "gmask"))
+_MASK = re.compile("|".join(map(re.escape, MASKS)))
+_ONE_POSITION = ("rotary_1d", "rotary_half")
 
 
 @dataclass(frozen=True)
-class Prompt:
-    """One prompt of a completion request."""
+class Text:
+    """One prompt of a request."""
 
-    tokens: np.ndarray
-    """Ids of the prompt itself."""
-    text: str
+    tokens: list[int]
+    shown: str
+    """As it is given back with `echo`."""
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What one prompt of a completion asks for."""
+
+    text: Text
     request: Request | None
     """None where nothing is to be generated."""
     scoring: ScoreRequest | None = None
     """Asks for the log-probabilities of the prompt's own tokens."""
+
+
+@dataclass(frozen=True)
+class Infill:
+    """A text whose blanks are to be filled."""
+
+    request: Request
+    pieces: tuple[str | int, ...]
+    """Text, and blanks by their index in the text."""
+    options: tuple[BlankOptions, ...]
+    order: tuple[int, ...]
+    """Index in the text of each of the request's blanks."""
 
 
 class Prompts:
@@ -49,176 +64,300 @@ class Prompts:
         self, tokenizer: Tokenizer, settings: ModelSettings, limits: RequestLimits
     ) -> None:
         self._tokenizer, self._settings = tokenizer, settings
-        self._special, self._limits = tokenizer.special, limits
+        self._special, self.limits = tokenizer.special, limits
 
-    def of_completion(self, body: CompletionRequest, salt: str) -> list[Prompt]:
+    def of_completion(self, body: CompletionRequest) -> list[Completion]:
         """A request for each prompt."""
         self._check_completion(body)
-        prompts = self._prompt_tokens(body.prompt)
-        return [self._completion(body, tokens, text, salt) for tokens, text in prompts]
+        self.check_biases(body)
+        return [self._completion(body, text) for text in self.texts(body.prompt)]
 
-    def of_chat(self, body: ChatRequest, salt: str) -> Request:
-        """The turns, each behind its role, and the assistant's next one."""
-        self._check_sampled(body.num_samples, body.stops)
-        if body.tools:
-            raise ApiError(400, "tools: this model has no form for them", param="tools")
-        if (body.response_format or {"type": "text"}).get("type") != "text":
-            raise ApiError(
-                400, "response_format: only text can be asked for so far", param="response_format"
-            )
-        if body.top_logprobs is not None and not body.logprobs:
-            raise ApiError(400, "top_logprobs: asks for logprobs: true", param="top_logprobs")
-        part_a = self.chat_tokens(body.messages)
-        wanted = body.max_completion_tokens or body.max_tokens
-        sampling = body.sampling(
-            self._longest(wanted, part_a, len(part_a) - 1),
-            (body.top_logprobs or 0) if body.logprobs else None,
-        )
-        blanks = [self._blank(sampling, len(part_a) - 1, body.seed)]
-        return Request(_new_id(), part_a, blanks, body.num_samples, cache_salt=salt)
-
-    def of_infill(self, body: InfillRequest, salt: str) -> Request:
+    def of_infill(self, body: InfillRequest) -> Infill:
         """The text with its masks as blanks."""
-        self._check_sampled(body.num_samples, body.stops)
-        tokens = self._tokenizer.encode_with_masks(body.input)
-        part_a = [self._special.enc, *tokens.tolist()]
-        masks = (self._special.mask, self._special.smask, self._special.gmask)
-        places = [place for place, token in enumerate(part_a) if token in masks]
-        if not places:
-            raise ApiError(400, "input: has no [MASK], [sMASK] or [gMASK] to fill", param="input")
-        if len(places) > self._limits.max_blanks:
+        self.check_sampled(body)
+        pieces, options = self._pieces(body)
+        if not options:
             raise ApiError(
                 400,
-                f"input: has {len(places)} blanks; at most {self._limits.max_blanks} are filled",
-                param="input",
+                "input: has no [MASK], [sMASK] or [gMASK] to fill",
+                param="segments" if body.segments else "input",
             )
-        sampling = body.sampling(body.max_tokens, body.logprobs)
-        return Request(
-            _new_id(),
+        self.check_count("blanks", len(options), self.limits.max_blanks, "input")
+        part_a, places = [self._special.enc], []
+        for piece in pieces:
+            if isinstance(piece, int):
+                places.append(len(part_a))
+                part_a.append(self._mask_id(options[piece].type))
+            else:
+                part_a += self.encode(piece, "input")
+        self.check_length(len(part_a), "input")
+        blanks = [
+            self._blank_of(body, option, place)
+            for option, place in zip(options, places, strict=True)
+        ]
+        order = _order(body, len(blanks))
+        request = Request(
+            new_id(),
             part_a,
-            [self._blank(sampling, place, body.seed) for place in places],
+            [blanks[index] for index in order],
             body.num_samples,
-            is_joint=body.order == "left_to_right",
-            cache_salt=salt,
+            is_joint=body.order != "independent",
         )
+        return Infill(request, tuple(pieces), tuple(options), order)
 
-    def of_classify(self, body: ClassifyRequest, text: str, salt: str) -> ScoreRequest:
-        """Each label as an option at the mask of the template."""
-        if "{input}" not in body.template or "[MASK]" not in body.template:
-            raise ApiError(400, "template: has to hold {input} and [MASK]", param="template")
-        before, after = body.template.split("{input}", 1)
-        encode = self._tokenizer.encode_with_masks
-        # The text itself is never searched for masks.
-        parts = (encode(before), self._tokenizer.encode(text), encode(after))
-        part_a = [self._special.enc, *np.concatenate(parts).tolist()]
-        options = [self._tokenizer.encode(label).tolist() for label in body.labels]
-        place = part_a.index(self._special.mask)
-        return ScoreRequest(_new_id(), part_a, place, options, cache_salt=salt)
-
-    def of_embedding(self, tokens: np.ndarray) -> EmbedRequest:
+    def of_embedding(self, text: Text) -> EmbedRequest:
         """Part A alone."""
-        return EmbedRequest(_new_id(), [self._special.enc, *tokens.tolist()])
+        return EmbedRequest(new_id(), [self._special.enc, *text.tokens])
 
-    def prompt_tokens(
-        self, given: str | list[str] | list[int] | list[list[int]], param: str
-    ) -> list[np.ndarray]:
-        """Ids of each text."""
-        return [tokens for tokens, _ in self._prompt_tokens(given, param)]
+    def of_score(self, text: str, answer: str) -> ScoreRequest:
+        """The answer behind the text, its end not scored."""
+        part_a = [self._special.enc, *self.encode(text, "text_1"), self._special.gmask]
+        options = [self.encode(answer, "text_2")]
+        if not options[0]:
+            raise ApiError(400, "text_2: is an empty text", param="text_2")
+        return ScoreRequest(new_id(), part_a, len(part_a) - 1, options, scores_end=False)
 
-    def chat_tokens(self, messages: Sequence[Message]) -> list[int]:
-        """Part A of a dialogue: roles and what they say, and the mask of the answer."""
-        part_a = [self._special.enc]
-        for message in messages:
-            role = ROLES.get(message.role, message.role)
-            part_a += [getattr(self._special, role), *self._tokenizer.encode(message.text).tolist()]
-        return [*part_a, self._special.assistant, self._special.gmask]
+    def of_options(
+        self, template: str, values: dict[str, str], labels: Sequence[str], param: str
+    ) -> ScoreRequest:
+        """Each label as an option at the mask of a template, in which only the values vary."""
+        self.check_count(param, len(labels), self.limits.max_options)
+        part_a, place = [self._special.enc], None
+        slots = "|".join(re.escape(f"{{{name}}}") for name in values)
+        # The values themselves are never searched for masks or slots.
+        for piece in re.split(rf"({slots}|\[MASK\])", template):
+            if piece == "[MASK]" and place is None:
+                place = len(part_a)
+                part_a.append(self._special.mask)
+            else:
+                part_a += self.encode(values.get(piece[1:-1], piece), "input")
+        if place is None or any(f"{{{name}}}" not in template for name in values):
+            wanted = ", ".join(f"{{{name}}}" for name in values)
+            raise ApiError(400, f"template: has to hold {wanted} and [MASK]", param="template")
+        self.check_length(len(part_a), "input")
+        options = [self.encode(label, param) for label in labels]
+        return ScoreRequest(new_id(), part_a, place, options)
 
-    def _completion(
-        self, body: CompletionRequest, tokens: np.ndarray, text: str, salt: str
-    ) -> Prompt:
-        special, ids = self._special, tokens.tolist()
-        part_a = [special.enc, *ids, special.gmask]
-        place = len(part_a) - 1
-        if body.suffix:
-            place = len(ids) + 1
-            part_a = [*part_a[:place], special.mask, *self._tokenizer.encode(body.suffix).tolist()]
-        wanted = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
-        request = None
-        if wanted:
-            blanks = [self._blank(body.sampling(wanted, body.logprobs), place, body.seed)]
-            request = Request(_new_id(), part_a, blanks, body.num_samples, cache_salt=salt)
-        scoring = None
-        if body.echo and body.logprobs is not None:
-            scoring = ScoreRequest(
-                _new_id(),
-                [special.enc, special.gmask],
-                1,
-                [ids],
-                scores_end=False,
-                num_logprobs=max(1, body.logprobs),
+    def texts(
+        self,
+        given: str | Sequence[str] | Sequence[int] | Sequence[list[int]],
+        param: str = "prompt",
+    ) -> list[Text]:
+        """Each text and its ids."""
+        several: Sequence[object] = [given] if isinstance(given, str) else given
+        if not several:
+            raise ApiError(400, f"{param}: is empty; give at least one", param=param)
+        if isinstance(several[0], int):
+            several = [several]
+        self.check_count(param, len(several), self.limits.max_prompts)
+        return [self._text(one, param) for one in several]
+
+    def encode(self, text: str, param: str) -> list[int]:
+        """Ids of a text that is not hopelessly long."""
+        longest = self._settings.max_position_embeddings
+        most = longest * self.limits.bytes_per_token
+        if len(text) > most or len(text.encode()) > most:
+            raise ApiError(
+                400,
+                f"{param}: has {len(text):,} characters, and this model has {longest} positions; "
+                "shorten it",
+                param=param,
+                code=TOO_LONG,
+                n_ctx=longest,
             )
-        return Prompt(tokens, text, request, scoring)
+        return self._tokenizer.encode(text).tolist()
 
-    def _blank(self, sampling: SamplingSettings, place: int, seed: int | None) -> Blank:
+    def check_length(self, num_tokens: int, param: str) -> None:
+        """Refuse a prompt that has more tokens than the model has positions."""
+        longest = self._settings.max_position_embeddings
+        if not room(num_tokens, num_tokens - 1, self._settings):
+            raise ApiError(
+                400,
+                f"{param}: the prompt has {num_tokens} tokens and this model has {longest} "
+                "positions; shorten it",
+                param=param,
+                code=TOO_LONG,
+                n_prompt_tokens=num_tokens,
+                n_ctx=longest,
+            )
+
+    def check_sampled(self, body: Sampled) -> None:
+        """Refuse more answers, stop strings and biases than are given."""
+        self.check_count("n", body.num_samples, self.limits.max_samples)
+        self._check_stops(body.stops)
+        self.check_biases(body)
+
+    def check_biases(self, body: Sampled) -> None:
+        """Refuse biases of ids that the model does not have, naming all of them."""
+        biases = body.logit_bias or {}
+        self.check_count("logit_bias", len(biases), self.limits.max_logit_bias)
+        wrong = [key for key in biases if int(key) >= self._settings.vocab_size]
+        if wrong:
+            raise ApiError(
+                400,
+                f"logit_bias: this model knows the ids 0 to {self._settings.vocab_size - 1}, and "
+                f"not {', '.join(wrong[:20])}",
+                param="logit_bias",
+            )
+
+    def check_count(self, name: str, count: int, most: int, param: str | None = None) -> None:
+        """Refuse more than there may be."""
+        if count > most:
+            raise ApiError(
+                400, f"{name}: got {count}; at most {most} are taken", param=param or name
+            )
+
+    def blank(self, sampling: SamplingSettings, place: int, seed: int | None) -> Blank:
         """A blank, drawn by the client's seed, or by one of its own."""
         drawn = uuid4().int >> 65 if seed is None else seed % (1 << 63)
         return Blank(place, sampling.model_copy(update={"seed": drawn}))
 
-    def _longest(self, wanted: int | None, part_a: Sequence[int], place: int) -> int:
-        """As many tokens as there is room for, where the client says nothing."""
-        return wanted or max(1, room(len(part_a), place, self._settings))
+    def room(self, num_tokens: int, place: int) -> int:
+        """The longest answer at a place of a prompt; at least 1."""
+        return max(1, room(num_tokens, place, self._settings))
 
-    def _prompt_tokens(
-        self, given: str | list[str] | list[int] | list[list[int]], param: str = "prompt"
-    ) -> list[tuple[np.ndarray, str]]:
-        if isinstance(given, str):
-            given = [given]
-        if not given:
-            raise ApiError(400, f"{param}: is empty; give at least one", param=param)
-        if isinstance(given[0], int):
-            given = [given]  # type: ignore[list-item]
-        if len(given) > self._limits.max_prompts:
+    def _completion(self, body: CompletionRequest, text: Text) -> Completion:
+        special, ids = self._special, text.tokens
+        part_a = [special.enc, *ids, special.gmask]
+        place = len(part_a) - 1
+        if body.suffix:
+            place = len(ids) + 1
+            part_a = [*part_a[:place], special.mask, *self.encode(body.suffix, "suffix")]
+        self.check_length(len(part_a), "prompt")
+        wanted = body.max_tokens
+        if wanted is None:
+            wanted = min(DEFAULT_MAX_TOKENS, self.room(len(part_a), place))
+        request = None
+        if wanted:
+            num_samples = max(body.num_samples, body.best_of or 1)
+            num_logprobs = body.logprobs
+            if num_samples > body.num_samples and num_logprobs is None:
+                num_logprobs = 0
+            blanks = [self.blank(body.sampling(wanted, num_logprobs), place, body.seed)]
+            request = Request(new_id(), part_a, blanks, num_samples)
+        scoring = None
+        if body.echo and body.logprobs is not None and ids:
+            scoring = self._scoring(ids, max(1, body.logprobs))
+        return Completion(text, request, scoring)
+
+    def _scoring(self, ids: list[int], num_logprobs: int) -> ScoreRequest:
+        """A prompt as an answer, from its first token on."""
+        part_a = [self._special.enc, self._special.gmask]
+        return ScoreRequest(new_id(), part_a, 1, [ids], scores_end=False, num_logprobs=num_logprobs)
+
+    def _pieces(self, body: InfillRequest) -> tuple[list[str | int], list[BlankOptions]]:
+        """Texts and blanks in the order of the text."""
+        if (body.input is None) == (body.segments is None):
+            raise ApiError(400, "input: give it or segments, and not both", param="input")
+        pieces: list[str | int] = []
+        options: list[BlankOptions] = []
+        given = iter(body.blanks or [])
+        for piece in self._parts(body):
+            if isinstance(piece, BlankOptions):
+                pieces.append(len(options))
+                named = next(given, None) if body.segments is None else None
+                options.append(named.model_copy(update={"type": piece.type}) if named else piece)
+            else:
+                pieces.append(piece)
+        if next(given, None) is not None:
             raise ApiError(
                 400,
-                f"{param}: holds {len(given)}; at most {self._limits.max_prompts} go at once",
+                f"blanks: there are more of them than the {len(options)} in the text",
+                param="blanks",
+            )
+        return pieces, options
+
+    def _parts(self, body: InfillRequest) -> Iterable[str | BlankOptions]:
+        if body.segments is not None:
+            for segment in body.segments:
+                if (segment.text is None) == (segment.blank is None):
+                    raise ApiError(400, "segments: each is a text or a blank", param="segments")
+                yield segment.blank or segment.text or ""
+            return
+        text, start = body.input or "", 0
+        for found in _MASK.finditer(text) if body.parse_masks else ():
+            yield text[start : found.start()]
+            yield BlankOptions(type=found.group())  # type: ignore[arg-type]
+            start = found.end()
+        yield text[start:]
+
+    def _blank_of(self, body: InfillRequest, options: BlankOptions, place: int) -> Blank:
+        changes: dict[str, object] = {}
+        if options.stop is not None:
+            stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)
+            self._check_stops(stop)
+            changes["stop"] = stop
+        if options.choices is not None:
+            self.check_count("choices", len(options.choices), self.limits.max_options, "blanks")
+            changes["choices"] = tuple(options.choices)
+        if options.regex is not None:
+            changes["regex"] = options.regex
+        longest = options.max_tokens or body.max_tokens
+        return self.blank(body.sampling(longest, body.logprobs, **changes), place, body.seed)
+
+    def _text(self, given: object, param: str) -> Text:
+        if isinstance(given, str):
+            if not given:
+                raise ApiError(400, f"{param}: is an empty text", param=param)
+            return Text(self.encode(given, param), given)
+        assert isinstance(given, list)
+        if not given:
+            raise ApiError(400, f"{param}: holds an empty list of ids", param=param)
+        self.check_length(len(given), param)
+        if max(given) >= self._settings.vocab_size:
+            raise ApiError(
+                400,
+                f"{param}: holds the id {max(given)}; this model knows 0 to "
+                f"{self._settings.vocab_size - 1}",
                 param=param,
             )
-        return [self._tokens(one, param) for one in given]
+        return Text(given, self._tokenizer.decode(np.array(given), keep_special=True))
 
-    def _tokens(self, given: object, param: str) -> tuple[np.ndarray, str]:
-        if not isinstance(given, str):
-            tokens = np.array(given, dtype=np.int64)
-            if tokens.size and tokens.max() >= self._settings.vocab_size:
-                raise ApiError(
-                    400,
-                    f"{param}: holds the id {tokens.max()}; this model knows 0 to "
-                    f"{self._settings.vocab_size - 1}",
-                    param=param,
-                )
-            return tokens, self._tokenizer.decode(tokens, keep_special=True)
-        if not given:
-            raise ApiError(400, f"{param}: is an empty text", param=param)
-        return self._tokenizer.encode(given).astype(np.int64), given
+    def _mask_id(self, mask: str) -> int:
+        role = ("mask", "smask", "gmask")[MASKS.index(mask)]
+        return getattr(self._special, role)
 
     def _check_completion(self, body: CompletionRequest) -> None:
-        self._check_sampled(body.num_samples, body.stops)
+        self.check_sampled(body)
         if body.suffix and body.echo:
             raise ApiError(400, "echo: cannot go with suffix; leave one out", param="echo")
         if body.max_tokens == 0 and not body.echo:
             raise ApiError(
                 400, "max_tokens: 0 asks for nothing; only echo goes with it", param="max_tokens"
             )
-        if (body.best_of or 1) != 1 and body.best_of != body.n:
-            raise ApiError(400, "best_of: only as many as n can be asked for", param="best_of")
+        best_of = body.best_of or body.num_samples
+        self.check_count("best_of", best_of, self.limits.max_samples)
+        if best_of < body.num_samples:
+            raise ApiError(
+                400, f"best_of: got {best_of}, and n is {body.num_samples}", param="best_of"
+            )
+        if body.stream and best_of > body.num_samples:
+            raise ApiError(
+                400, "best_of: is known at the end, and cannot be streamed", param="best_of"
+            )
 
-    def _check_sampled(self, num_samples: int, stops: Sequence[str]) -> None:
-        for param, value, most in (
-            ("n", num_samples, self._limits.max_samples),
-            ("stop", len(stops), self._limits.max_stops),
-        ):
-            if value > most:
-                raise ApiError(400, f"{param}: got {value}; at most {most}", param=param)
+    def _check_stops(self, stops: Sequence[str]) -> None:
+        self.check_count("stop", len(stops), self.limits.max_stops)
+        longest = max((len(stop.encode()) for stop in stops), default=0)
+        if longest > self.limits.max_stop_bytes:
+            raise ApiError(
+                400,
+                f"stop: one has {longest} bytes; at most {self.limits.max_stop_bytes} are taken",
+                param="stop",
+            )
 
 
-def _new_id() -> str:
+def new_id() -> str:
+    """A name for a request that no other has."""
     return uuid4().hex
+
+
+def _order(body: InfillRequest, num_blanks: int) -> tuple[int, ...]:
+    """In which order blanks are filled, by their index in the text."""
+    if isinstance(body.order, str):
+        return tuple(range(num_blanks))
+    if sorted(body.order) != list(range(num_blanks)):
+        raise ApiError(
+            400, f"order: has to name each of the {num_blanks} blanks once", param="order"
+        )
+    return tuple(body.order)

@@ -1,61 +1,129 @@
-"""The bodies of requests, checked by type; what they ask for is checked where it is known.
+"""The bodies of requests for text, checked by type; what they ask for is checked where it is known.
 
-It stands apart as the one place that names OpenAI's fields.
+It stands apart as the one place that names OpenAI's fields of completions, and ours of blanks.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from glm_dist.inference.requests import MAX_LOGPROBS, SamplingSettings
 from glm_dist.serve.errors import ApiError
 
-Token = Annotated[int, Field(ge=0)]
+
+def listed(most: int, least: int = 0) -> Any:
+    """A list of so many, of which the first wrong entry is named, not all."""
+    return Field(fail_fast=True, min_length=least, max_length=most)
 
 
-class Body(BaseModel):
+Token = Annotated[int, Field(ge=0, lt=1 << 31)]
+Tokens = Annotated[list[Token], listed(1 << 17)]
+TokenLists = Annotated[list[Tokens], listed(1 << 12)]
+Texts = Annotated[list[str], listed(1 << 12)]
+TextOrTokens = str | Texts | Tokens | TokenLists
+"""A text, several, the ids of one, or of several."""
+HINTS = {
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "safety_identifier",
+}
+"""OpenAI's fields that no answer depends on."""
+
+
+class Part(BaseModel):
+    """A part of a body: types are never guessed, and no number is infinite."""
+
+    model_config = ConfigDict(
+        extra="ignore", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Body(Part):
     """Fields that are unknown are kept aside, and named in a header of the reply."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow")
 
-    model: str | None = None
+    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
+    """Fields that are known and not built, with the values at which they ask for nothing."""
+
+    model: str | None = Field(None, max_length=256)
+    """Name of the model; the one that is served where it is not given."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: bool | None = None
-    service_tier: str | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
 
     @property
     def ignored(self) -> list[str]:
         """Names of the fields that no rule knows."""
-        return sorted(self.model_extra or {})
+        return sorted((self.model_extra or {}).keys() - self.NEUTRAL.keys() - HINTS)
+
+    def check_neutral(self) -> None:
+        """Refuse what is known to ask for something that is not built.
+
+        Raises:
+            ApiError: 400.
+        """
+        for name, values in self.NEUTRAL.items():
+            given = (self.model_extra or {}).get(name)
+            if given is not None and given not in values:
+                raise ApiError(400, f"{name}: is not offered; leave it out", param=name)
 
 
-class StreamOptions(BaseModel):
+class StreamOptions(Part):
     """What a stream says beside its text."""
 
-    model_config = ConfigDict(extra="ignore")
+    include_usage: bool | None = None
+    """A last event with the tokens used."""
+    continuous_usage_stats: bool | None = None
+    """The tokens used so far in every event."""
+    include_obfuscation: bool | None = None
+    """Taken and passed over: nothing is padded here."""
 
-    include_usage: bool = False
-    continuous_usage_stats: bool = False
+
+def _check_biases(value: Any) -> Any:
+    """Name every entry that is wrong, not the first alone."""
+    if isinstance(value, dict):
+        wrong = [key for key, bias in value.items() if not _is_bias(key, bias)]
+        if wrong:
+            shown = ", ".join(key[:20] for key in wrong[:20])
+            raise ValueError(f"keys are token ids and values numbers, and these are not: {shown}")
+    return value
+
+
+def _is_bias(key: str, bias: Any) -> bool:
+    is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+    return key.isascii() and key.isdigit() and len(key) < 10 and is_number
 
 
 class Sampled(Body):
     """What all generating requests share."""
 
     temperature: float | None = Field(None, ge=0, le=2)
+    """0 takes the likeliest token; 1 where it is not given."""
     top_p: float | None = Field(None, gt=0, le=1)
-    top_k: int | None = Field(None, ge=-1)
+    top_k: int | None = Field(None, ge=-1, lt=1 << 31)
+    """0 and -1 for all."""
     min_p: float | None = Field(None, ge=0, le=1)
-    n: int | None = Field(None, ge=1)
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    stop_token_ids: list[Token] | None = None
+    n: int | None = Field(None, ge=1, le=1 << 10)
+    """Answers to each prompt."""
+    seed: int | None = Field(None, ge=-(1 << 63), lt=1 << 63)
+    stop: str | Annotated[Texts, Field(max_length=256)] | None = None
+    stop_token_ids: Annotated[Tokens, Field(max_length=256)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0)
-    logit_bias: dict[str, float] | None = None
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    logit_bias: (
+        Annotated[
+            dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_check_biases)
+        ]
+        | None
+    ) = None
+    """Added to the logits of these token ids; -100 forbids one."""
     ignore_eos: bool | None = None
-    min_tokens: int | None = Field(None, ge=0)
+    """The model may not end."""
+    min_tokens: int | None = Field(None, ge=0, lt=1 << 31)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
@@ -69,8 +137,19 @@ class Sampled(Body):
         """Stop strings."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
 
-    def sampling(self, max_tokens: int, num_logprobs: int | None) -> SamplingSettings:
-        """How one blank is filled; OpenAI's temperature is 1 where none is given."""
+    def sampling(
+        self, max_tokens: int, num_logprobs: int | None, **changes: Any
+    ) -> SamplingSettings:
+        """How one blank is filled; OpenAI's temperature is 1 where none is given.
+
+        Args:
+            max_tokens: longest answer.
+            num_logprobs: likeliest tokens wanted at each place.
+            changes: what holds for this blank alone.
+
+        Raises:
+            ApiError: 400 when the fields do not go together.
+        """
         temperature = 1.0 if self.temperature is None else self.temperature
         given = {
             "top_p": self.top_p,
@@ -83,115 +162,75 @@ class Sampled(Body):
             "min_tokens": self.min_tokens,
             "stop_tokens": tuple(self.stop_token_ids or ()),
             "num_logprobs": num_logprobs,
+            "stop": self.stops,
+            **changes,
         }
         known = {name: value for name, value in given.items() if value is not None}
-        return SamplingSettings(
-            max_tokens=max_tokens,
-            temperature=temperature,
-            stop=self.stops,
-            logit_bias=self._biases(),
-            **known,
-        )
-
-    def _biases(self) -> dict[int, float]:
-        wrong = [key for key in self.logit_bias or {} if not key.lstrip("-").isdigit()]
-        if wrong:
-            raise ApiError(
-                400, f"logit_bias: {wrong[:5]} are no token ids; keys are ids", param="logit_bias"
+        try:
+            return SamplingSettings(
+                max_tokens=max_tokens,
+                temperature=temperature,
+                logit_bias={int(key): value for key, value in (self.logit_bias or {}).items()},
+                **known,
             )
-        return {int(key): value for key, value in (self.logit_bias or {}).items()}
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+            name = str(first["loc"][0]) if first["loc"] else None
+            raise ApiError(400, first["msg"], param=name) from None
 
 
 class CompletionRequest(Sampled):
     """`/v1/completions`."""
 
-    prompt: str | list[str] | list[Token] | list[list[Token]]
+    prompt: TextOrTokens
     suffix: str | None = None
-    max_tokens: int | None = Field(None, ge=0)
+    """Text behind the completion, which then fills the blank between."""
+    max_tokens: int | None = Field(None, ge=0, lt=1 << 31)
+    """Longest answer, 16 where it is not given; 0 goes with echo alone."""
     echo: bool | None = None
+    """The prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    best_of: int | None = Field(None, ge=1)
+    best_of: int | None = Field(None, ge=1, le=1 << 10)
+    """Answers of which the n likeliest, by token, are given."""
 
 
-class ContentPart(BaseModel):
-    """A part of a message."""
+class BlankOptions(Part):
+    """How one blank is filled; what is not given is as for all."""
 
-    model_config = ConfigDict(extra="allow")
+    id: str | None = Field(None, max_length=64)
+    """Comes back with the blank."""
+    type: Literal["[MASK]", "[sMASK]", "[gMASK]"] = "[MASK]"
+    max_tokens: int | None = Field(None, ge=1, lt=1 << 31)
+    stop: str | Annotated[Texts, Field(max_length=256)] | None = None
+    choices: Annotated[Texts, Field(min_length=1, max_length=256)] | None = None
+    """The blank is one of these."""
+    regex: str | None = Field(None, min_length=1, max_length=1024)
+    """The blank matches this as a whole."""
 
-    type: str
+
+class Segment(Part):
+    """A piece of text, or a blank; text is never searched for masks."""
+
     text: str | None = None
-
-
-class Message(BaseModel):
-    """One turn of a dialogue."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[ContentPart] | None = None
-
-    @property
-    def text(self) -> str:
-        """What it says."""
-        if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        wrong = {part.type for part in self.content if part.type != "text"}
-        if wrong:
-            raise ApiError(
-                400,
-                f"messages: this model reads text, and a part is {min(wrong)!r}",
-                param="messages",
-            )
-        return "".join(part.text or "" for part in self.content)
-
-
-class ChatRequest(Sampled):
-    """`/v1/chat/completions`."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool | None = None
-    top_logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-    tools: list[Any] | None = None
-    response_format: dict[str, Any] | None = None
+    blank: BlankOptions | None = None
 
 
 class InfillRequest(Sampled):
     """`/v1/infill`: a text with any number of blanks."""
 
-    input: str = Field(min_length=1)
-    max_tokens: int = Field(32, ge=1)
-    order: Literal["left_to_right", "independent"] = "left_to_right"
+    input: str | None = None
+    """Text with `[MASK]`, `[sMASK]` or `[gMASK]` where something is missing."""
+    segments: Annotated[list[Segment], listed(512, least=1)] | None = None
+    """Instead of `input`: pieces of text and blanks, each with options of its own."""
+    blanks: Annotated[list[BlankOptions], listed(256)] | None = None
+    """With `input`: options of its blanks, in the order of the text."""
+    parse_masks: bool = True
+    """Whether `input` is searched for masks; without, it has none."""
+    max_tokens: int = Field(32, ge=1, lt=1 << 31)
+    """Longest answer to each blank."""
+    order: (
+        Literal["left_to_right", "independent"]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=512)]], listed(256)]
+    ) = "left_to_right"
+    """Whether blanks see those filled before them; a list of indices is the order of filling."""
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
-
-
-class ClassifyRequest(Body):
-    """`/v1/classify`: which of some texts stands best at the mask."""
-
-    input: str | list[str]
-    labels: list[str] = Field(min_length=2)
-    template: str = "{input} [MASK]"
-    normalise_length: bool = False
-
-
-class EmbeddingRequest(Body):
-    """`/v1/embeddings`."""
-
-    input: str | list[str] | list[Token] | list[list[Token]]
-    encoding_format: Literal["float", "base64"] = "float"
-    dimensions: int | None = None
-
-
-class TokenizeRequest(Body):
-    """`/tokenize`."""
-
-    prompt: str | None = None
-    messages: list[Message] | None = None
-    add_special_tokens: bool | None = None
-
-
-class DetokenizeRequest(Body):
-    """`/detokenize`."""
-
-    tokens: list[Token]

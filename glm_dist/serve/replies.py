@@ -9,6 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from glm_dist.inference import Alternative, Delta, OptionScore, Usage
+from glm_dist.inference.detokenize import TextStream, TokenTexts
 from glm_dist.tokenizer import Tokenizer
 
 LEAST_LOGPROB = -9999.0
@@ -39,17 +40,17 @@ class Frame:
     """What all parts of one reply share."""
 
     kind: str
-    """`object` of the whole reply."""
+    """`object` of the reply, or of each of its events."""
     model: str
     prefix: str
     created: int = field(default_factory=lambda: int(time.time()))
     key: str = field(default_factory=lambda: uuid4().hex)
 
-    def of(self, choices: list[dict[str, Any]], kind: str | None = None) -> dict[str, Any]:
+    def of(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         """A reply, or a part of one, with these choices."""
         return {
             "id": f"{self.prefix}-{self.key}",
-            "object": kind or self.kind,
+            "object": self.kind,
             "created": self.created,
             "model": self.model,
             "choices": choices,
@@ -75,44 +76,59 @@ class Answer:
         self.finish_reason = delta.finish_reason or self.finish_reason
 
 
+class Offsets:
+    """Where the tokens of one answer begin in its text, in characters, however they come."""
+
+    def __init__(self, texts: TokenTexts, names: "TokenNames") -> None:
+        self._stream, self._names = TextStream(texts), names
+        self._length = 0
+
+    def take(self, tokens: Sequence[int]) -> list[int]:
+        """The beginning of each of these, which follow those before."""
+        found = []
+        for token in tokens:
+            found.append(self._length)
+            text = self._names.role(token) or self._stream.push(token)
+            self._length += len(text)
+        return found
+
+
 class TokenNames:
     """How tokens are written in log-probabilities."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
+        self._tokenizer, self._texts = tokenizer, TokenTexts(tokenizer)
         self._special = set(tokenizer.special_ids.tolist())
 
+    def offsets(self) -> Offsets:
+        """Counts the characters of an answer, or of an echoed prompt and its answer."""
+        return Offsets(self._texts, self)
+
     def completion_logprobs(
-        self, answer: Answer, num_shown: int, echoed: "Echo | None" = None
+        self, part: "Answer | Delta | Echo", num_shown: int, offsets: Offsets
     ) -> dict[str, Any]:
-        """The lists of `/v1/completions`; offsets count characters of the text returned."""
-        tokens = [*(echoed.tokens if echoed else []), *answer.tokens]
-        values: list[float | None] = [
-            *(echoed.logprobs if echoed else []),
-            *map(_finite, answer.logprobs),
-        ]
-        tops = [*(echoed.tops if echoed else []), *answer.alternatives]
-        if len(tops) < len(tokens):
-            tops += [()] * (len(tokens) - len(tops))
+        """The lists of `/v1/completions`, for an answer or a part of one."""
+        values = [None if value is None else finite(value) for value in part.logprobs]
+        tops = list(part.alternatives) or [()] * len(values)
         return {
-            "tokens": [self.name(token) for token in tokens],
+            "tokens": [self.name(token) for token in part.tokens],
             "token_logprobs": values,
             "top_logprobs": [
-                None if value is None else self._top(token, value, top, num_shown)
-                for token, value, top in zip(tokens, values, tops, strict=True)
+                None if value is None else self._top(token, value, top[:num_shown])
+                for token, value, top in zip(part.tokens, values, tops, strict=True)
             ],
-            "text_offset": self._offsets(tokens),
+            "text_offset": offsets.take(part.tokens),
         }
 
-    def chat_logprobs(self, tokens: Sequence[int], delta: Delta | Answer) -> dict[str, Any]:
+    def chat_logprobs(self, part: "Answer | Delta") -> dict[str, Any]:
         """`logprobs.content` of a chat reply."""
-        tops = list(delta.alternatives) or [()] * len(tokens)
+        tops = list(part.alternatives) or [()] * len(part.tokens)
         content = [
             {
                 **self._entry(token, value),
                 "top_logprobs": [self._entry(one.token, one.logprob) for one in top],
             }
-            for token, value, top in zip(tokens, delta.logprobs, tops, strict=True)
+            for token, value, top in zip(part.tokens, part.logprobs, tops, strict=True)
         ]
         return {"content": content, "refusal": None}
 
@@ -124,35 +140,27 @@ class TokenNames:
         except UnicodeDecodeError:
             return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
+    def role(self, token: int) -> str:
+        """The name of a token that has a role; "" of any other."""
+        return self._tokenizer.piece(token) if token in self._special else ""
+
     def _bytes(self, token: int) -> bytes:
-        if token in self._special:
-            return self._tokenizer.piece(token).encode()
-        return self._tokenizer.token_bytes(token)
+        return self.role(token).encode() or self._texts.of(token)
 
     def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         content = self._bytes(token)
-        return {"token": self.name(token), "logprob": _finite(logprob), "bytes": list(content)}
+        return {"token": self.name(token), "logprob": finite(logprob), "bytes": list(content)}
 
-    def _top(
-        self, token: int, value: float, top: Sequence[Alternative], num_shown: int
-    ) -> dict[str, float]:
+    def _top(self, token: int, value: float, top: Sequence[Alternative]) -> dict[str, float]:
         """The likeliest ones and the one taken; two ids of one name keep both."""
+        pairs = [(one.token, finite(one.logprob)) for one in top]
+        if token not in {one.token for one in top}:
+            pairs.append((token, value))
         found: dict[str, float] = {}
-        for one in top[:num_shown]:
-            name = self.name(one.token)
-            found[name if name not in found else f"{name}<{one.token}>"] = _finite(one.logprob)
-        if token not in {one.token for one in top[:num_shown]}:
-            name = self.name(token)
-            found[name if name not in found else f"{name}<{token}>"] = value
+        for one, logprob in pairs:
+            name = self.name(one)
+            found[name if name not in found else f"{name}<{one}>"] = logprob
         return found
-
-    def _offsets(self, tokens: Sequence[int]) -> list[int]:
-        offsets, content = [], b""
-        for token in tokens:
-            offsets.append(len(content.decode(errors="ignore")))
-            if token not in self._special:
-                content += self._bytes(token)
-        return offsets
 
 
 @dataclass(frozen=True)
@@ -161,14 +169,19 @@ class Echo:
 
     tokens: list[int]
     logprobs: list[float | None]
-    tops: list[tuple[Alternative, ...]]
+    alternatives: list[tuple[Alternative, ...]]
 
     @classmethod
     def of(cls, tokens: Sequence[int], score: OptionScore) -> "Echo":
         """What a score says of a prompt."""
-        values: list[float | None] = [None, *map(_finite, score.logprobs[1:])]
-        return cls(list(tokens), values, list(score.alternatives))
+        return cls(list(tokens), [None, *score.logprobs[1:]], list(score.alternatives))
 
 
-def _finite(value: float) -> float:
+def joined(parts: Sequence[dict[str, list[Any]]]) -> dict[str, list[Any]]:
+    """Lists of log-probabilities, one after the other."""
+    return {name: [one for part in parts for one in part[name]] for name in parts[0]}
+
+
+def finite(value: float) -> float:
+    """A log-probability that JSON can write."""
     return value if math.isfinite(value) else LEAST_LOGPROB

@@ -7,23 +7,9 @@ from pydantic import Field, model_validator
 
 from glm_dist.config import Settings
 from glm_dist.inference.settings import EngineLimits
+from glm_dist.serve.limits import RequestLimits
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-
-
-class RequestLimits(Settings):
-    """What a client may ask for; more is refused with its number."""
-
-    max_body_bytes: int = Field(2_000_000, ge=1024)
-    """Longest request body."""
-    max_prompts: int = Field(64, ge=1)
-    """Prompts of one completion request."""
-    max_samples: int = Field(16, ge=1)
-    """Answers to one prompt (`n`)."""
-    max_blanks: int = Field(64, ge=1)
-    """Blanks of one text."""
-    max_stops: int = Field(16, ge=1)
-    """Stop strings of one request."""
 
 
 class ServeSettings(Settings):
@@ -38,7 +24,8 @@ class ServeSettings(Settings):
     port: int = Field(8000, ge=0, le=65535)
     """Port to listen at."""
     api_keys: str | None = None
-    """File with the SHA-256 of one API key a line, in hex; null: no key is asked for."""
+    """File with a line for each API key: its SHA-256 in hex, and what it may do; null: no key is
+    asked for."""
     num_replicas: int = Field(1, ge=1)
     """Engines, each with a copy of the model, when served by Ray Serve."""
     num_threads: int = Field(1, ge=1)
@@ -56,3 +43,6 @@ class ServeSettings(Settings):
                 "could use the model: give a file of keys, or listen at 127.0.0.1"
             )
         return self
+
+
+__all__ = ["LOOPBACK", "RequestLimits", "ServeSettings"]

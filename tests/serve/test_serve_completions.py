@@ -139,7 +139,7 @@ def test_usage_comes_at_the_end_of_a_stream_where_it_is_asked_for(server):
         ({"logit_bias": {"x": 1}}, "logit_bias"),
         ({"suffix": "x", "echo": True}, "echo"),
         ({"max_tokens": 100000}, "max_tokens"),
-        ({"prompt": "word " * 500}, "tokens"),
+        ({"prompt": "word " * 500}, "prompt"),
         ({"stop": ["x"] * 100}, "stop"),
         ({"max_tokens": "many"}, "max_tokens"),
     ],

