@@ -21,6 +21,7 @@ from glm_dist.serve.metrics import Metrics
 logger = logging.getLogger(__name__)
 PUBLIC_PATHS = ("/health", "/health/live", "/health/ready", "/version", "/openapi.json")
 _WELL_FORMED_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+_MODEL_PATH = re.compile("/v1/models/.*[^/]")
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII)
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -87,7 +88,7 @@ class Guard:
         """The path that is meant by one with a slash too many, or without `/v1`."""
         plain = path.rstrip("/")
         for candidate in (path, plain, f"/v1{plain}", plain.removeprefix("/v1")):
-            if candidate in self._paths or candidate.startswith("/v1/models/"):
+            if candidate in self._paths or _MODEL_PATH.fullmatch(candidate):
                 return candidate
         return path
 

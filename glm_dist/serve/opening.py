@@ -11,6 +11,7 @@ from glm_dist.inference import Engine, load_model
 from glm_dist.serve.endpoints import Endpoints
 from glm_dist.serve.engine_thread import EngineThread
 from glm_dist.serve.settings import ServeSettings
+from glm_dist.serve.templates import ChatTemplate
 
 
 def check_model(settings: ServeSettings) -> str:
@@ -30,4 +31,7 @@ def open_endpoints(settings: ServeSettings) -> Endpoints:
     if settings.num_gpus and torch.cuda.is_available():
         model = model.to("cuda")
     engine = EngineThread(Engine(model, tokenizer, settings.engine))
-    return Endpoints(check_model(settings), engine, tokenizer, model.settings, settings.limits)
+    folder = model_folder(output_path(settings.model))
+    template = ChatTemplate.of_model(folder, tokenizer, model.settings)
+    name = check_model(settings)
+    return Endpoints(name, engine, tokenizer, model.settings, settings.limits, template)

@@ -125,13 +125,7 @@ class ChatTemplate:
                             code="context_length_exceeded",
                         )
                     parts.append(part)
-        except (
-            jinja2.TemplateError,
-            TimeoutError,
-            TypeError,
-            ValueError,
-            ArithmeticError,
-        ) as error:
+        except _REFUSALS as error:
             raise ApiError(
                 400, f"messages: the model's template refuses them ({error})", param="messages"
             ) from None

@@ -34,7 +34,7 @@ def model(tokenizer):
         num_heads=2,
         ffn_hidden_size=64,
         vocab_size=tokenizer.vocab_size,
-        max_position_embeddings=128,
+        max_position_embeddings=256,
         init_std=0.2,
     )
     return build_model(settings).eval()
