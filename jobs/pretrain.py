@@ -31,8 +31,9 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.metrics.provenance import provenance
     from glm_dist.metrics.sinks import METRICS_FILE
     from glm_dist.train.attempt import claim_run_folder
+    from glm_dist.train.cluster import ROW_TASK_CPUS
     from glm_dist.train.follow import Follower
-    from glm_dist.train.launch import ROW_TASK_CPUS, launch, resolve
+    from glm_dist.train.launch import launch, resolve
     from glm_dist.train.report import publish_report, write_report
     from glm_dist.train.supervise import ask_to_stop, holding
     from glm_dist.train.worker import EVENTS_FILE
@@ -50,7 +51,8 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     with holding(run_folder):
         print(dump_config(settings))
         print(f"run folder   {run_folder}", flush=True)
-        connect(math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS)
+        num_cpus = math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS
+        connect(num_cpus)
         on_termination(lambda: ask_to_stop(run_folder, "signal"))
         terminal = Terminal(settings.num_steps)
         with (
@@ -69,9 +71,10 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     return 0
 
 
-def newest_checkpoint(settings: PretrainSettings) -> str:
-    """Its name; a driver that dies again and again without a new one is in a crash loop."""
-    return max((path.name for path in settings.run_path.glob("checkpoint-????????")), default="")
+def resumed_step(settings: PretrainSettings) -> int:
+    """Where the last attempt began; when drivers die and it stays, they are in a crash loop."""
+    paths = (settings.run_path / "attempts").glob("attempt-*.json")
+    return max((json.loads(path.read_text())["state"]["step"] for path in paths), default=0)
 
 
 class Terminal:
@@ -104,6 +107,8 @@ class Terminal:
         event = json.loads(text)
         if event["event"] == "discarded":
             print(f"{event['step']:>12} left out: {event['reason']}", flush=True)
+        elif event["event"] == "alarm":
+            print(f"{event['step']:>12} {event['cause']}: the run goes back", flush=True)
         elif event["event"] == "slow rank":
             print(
                 f"{event['step']:>12} rank {event['rank']} on {event['host']} keeps the others "
@@ -159,7 +164,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 if __name__ == "__main__":
     sys.exit(
         run_job(
-            as_driver(main, newest_checkpoint),
+            as_driver(main, resumed_step),
             PretrainSettings,
             description=__doc__ or "",
             add_flags=add_flags,

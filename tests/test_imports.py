@@ -33,7 +33,7 @@ OWNERS = {
         path.parts[0] in ("jobs", "cluster")
         or path.parts[:2] == ("glm_dist", "serve")
         or path.name == "pipeline.py"
-        or path == PurePosixPath("glm_dist/train/launch.py")
+        or (path.parts[:2] == ("glm_dist", "train") and path.stem in ("launch", "cluster"))
     ),
 }
 

@@ -20,19 +20,15 @@ from glm_dist.engine.checkpoint import (
     Checkpoint,
     DamagedError,
     FileRecord,
+    build_manifest,
     read_manifest,
+    save_slices,
     verify,
-    write_manifest,
-    write_rank_file,
 )
+from glm_dist.engine.object_store import open_store
+from glm_dist.engine.remote import AnyPath, RemotePath
 from glm_dist.engine.snapshot import SliceSource
-from glm_dist.engine.storage import (
-    append_json_line,
-    read_json_lines,
-    remove_folder,
-    rename_folder,
-    write_json,
-)
+from glm_dist.engine.store import Found
 from glm_dist.errors import CheckpointError
 
 logger = logging.getLogger(__name__)
@@ -40,8 +36,6 @@ logger = logging.getLogger(__name__)
 Exchange = Callable[[Any], list[Any]]
 """Gives a small object of every rank to every rank, in rank order; a barrier too."""
 
-LINEAGE_NAME = "lineage.jsonl"
-LEASES = "leases"
 LEASE_SECONDS = 3600.0
 SCORE_KEY = "score"
 """Entry of a checkpoint's state by which one is the best; lower is better."""
@@ -52,8 +46,8 @@ _NAME = re.compile(r"checkpoint-(\d{8,})")
 class Damage:
     """A checkpoint that did not verify."""
 
-    folder: Path
-    """Where it lies now, under a name that says why."""
+    folder: AnyPath
+    """Where it lies now, marked as what it is."""
     reason: str
 
 
@@ -67,15 +61,15 @@ def exchange_objects(value: Any, group: dist.ProcessGroup | None = None) -> list
 
 
 class Catalogue:
-    """The checkpoints in a run folder, on a file system that all ranks share.
+    """The checkpoints in a folder that all ranks reach, on a disk they share or on object storage.
 
-    A folder `checkpoint-<step>` appears by one rename after everything in it is on the disk.
-    `lineage.jsonl` records what a rewind has retired: newest means newest that is not retired.
+    A checkpoint appears at once, after everything in it is there. A record of the lineage says
+    what a rewind has retired: newest means newest that is not retired.
     """
 
     def __init__(
         self,
-        run_folder: str | Path,
+        folder: str | Path | RemotePath,
         keep_last: int = 2,
         milestone_every_steps: int = 0,
         permit: Callable[[], None] = lambda: None,
@@ -83,17 +77,21 @@ class Catalogue:
         """Set up a view of the folder; nothing is read or written yet.
 
         Args:
-            run_folder: the run's.
+            folder: the run's, or a URL that pyarrow opens.
             keep_last: whole checkpoints kept.
             milestone_every_steps: steps between those kept for good; 0 for none.
             permit: raises on the leading rank, right before a commit, if it must not be.
         """
-        self.run_folder = Path(run_folder)
+        self.store = open_store(folder)
         self.damaged: list[Damage] = []
         self._keep_last = max(1, keep_last)
         self._milestone_every_steps = milestone_every_steps
         self._permit = permit
         self._verified: set[str] = set()
+
+    def trust(self, attempt: str) -> None:
+        """Take a checkpoint as verified, by the random name of the save that wrote it."""
+        self._verified.add(attempt)
 
     def save(
         self,
@@ -101,7 +99,7 @@ class Catalogue:
         engine: SliceSource,
         state: dict[str, Any],
         exchange: Exchange = exchange_objects,
-    ) -> Path:
+    ) -> AnyPath:
         """Commit a checkpoint; every rank calls it and gets its folder.
 
         Args:
@@ -113,31 +111,30 @@ class Catalogue:
         Raises:
             CheckpointError: on all ranks, when one of them cannot write; older checkpoints stay.
         """
-        leads = engine.rank == 0
-        name = f"checkpoint-{step:08d}"
         attempt = exchange(uuid.uuid4().hex[:12])[0]
-        folder = self.run_folder / f"{name}.tmp-{attempt}"
-        written = exchange(_attempt(lambda: self._write_share(folder, engine)))
+        written = exchange(_attempt(lambda: self._write_share(step, attempt, engine)))
         problem = _first_problem(written)
-        if problem is None and leads:
-            problem = _first_problem(
-                [_attempt(lambda: self._commit(folder, step, attempt, written, engine, state))]
-            )
-        problem = exchange(problem)[0]
+        folder = None
+        if problem is None and engine.rank == 0:
+            manifest = build_manifest(step, attempt, written, engine, state)
+            folder = _attempt(lambda: self._commit(step, attempt, manifest))
+            problem = _first_problem([folder])
+        problem, folder = exchange((problem, folder))[0]
         if problem is not None:
-            if leads:
-                remove_folder(folder)
+            if engine.rank == 0:
+                self.store.abandon(step, attempt)
             raise CheckpointError(
-                f"{folder}: the checkpoint of step {step} was not written: {problem}; older ones "
-                f"are untouched, make room or mend the file system and resume"
+                f"{self.store.folder}: the checkpoint of step {step} was not written: {problem}; "
+                f"older ones are untouched, make room or mend the file system and resume"
             )
-        return self.run_folder / name
+        assert folder is not None, "rank 0 has committed it"
+        return folder
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint on the current lineage, None in a folder without any.
 
-        Every byte is verified. Damaged ones met on the way are set aside under a name with the
-        reason, listed in `damaged`, and never deleted. One process calls it, before a run starts.
+        Every byte is verified. Damaged ones met on the way are set aside with the reason, listed in
+        `damaged`, and never deleted. One process calls it, before a run starts.
 
         Raises:
             CheckpointError: when there are checkpoints, but none is whole.
@@ -146,13 +143,23 @@ class Catalogue:
             checkpoint = self._verify(folder)
             if checkpoint is not None:
                 return checkpoint
-        broken = sorted(path.name for path in self.run_folder.glob("checkpoint-*.damaged-*"))
+        broken = sorted(found.folder.name for found in self.survey() if found.state == "damaged")
         if broken:
             raise CheckpointError(
-                f"{self.run_folder}: holds checkpoints and none is whole ({', '.join(broken)}); "
+                f"{self.store.folder}: holds checkpoints and none is whole ({', '.join(broken)}); "
                 f"restore one, or start afresh in another run folder"
             )
         return None
+
+    def survey(self) -> list[Found]:
+        """All that is named as a checkpoint, the newest first; no content is looked at."""
+        retired = self._retired()
+        return [
+            found._replace(state="retired")
+            if found.state == "committed" and retired and _attempt_of(found.folder) in retired
+            else found
+            for found in self.store.found()
+        ]
 
     @contextlib.contextmanager
     def lease(self, seconds: float = LEASE_SECONDS) -> Iterator[Checkpoint | None]:
@@ -165,16 +172,15 @@ class Catalogue:
         if checkpoint is None:
             yield None
             return
-        note = self.run_folder / LEASES / f"{checkpoint.folder.name}.{uuid.uuid4().hex[:12]}.json"
-        note.parent.mkdir(exist_ok=True)
-        write_json(note, {"until": time.time() + seconds})
+        name = f"{checkpoint.folder.name}.{uuid.uuid4().hex[:12]}.json"
+        note = self.store.write_note(name, {"until": time.time() + seconds})
         try:
             yield checkpoint
         finally:
             note.unlink(missing_ok=True)
 
     def set_damaged_aside(self) -> None:
-        """Verify all that is on the lineage; what is damaged gets a name that says so."""
+        """Verify all that is on the lineage; what is damaged is marked as that."""
         for folder in list(self._candidates()):
             self._verify(folder)
 
@@ -186,7 +192,7 @@ class Catalogue:
             record: what else belongs to this rewind, such as rows to skip.
 
         Returns:
-            The names of the retired checkpoints, renamed by now.
+            The names that the retired checkpoints had.
         """
         retired = {}
         for folder in self._candidates():
@@ -194,50 +200,32 @@ class Catalogue:
             if _step_of(folder) > above_step and attempt is not None:
                 retired[folder.name] = attempt
         line = {"event": "retire", "above_step": above_step, "checkpoints": retired}
-        append_json_line(self.run_folder / LINEAGE_NAME, {**line, **(record or {})})
+        self.store.append({**line, **(record or {})})
         self._sweep_retired()
         return list(retired)
 
-    def is_retired(self, folder: Path) -> bool:
-        """Whether a rewind has taken this folder off the lineage, renamed by now or not yet."""
-        return ".retired-" in folder.name or _attempt_of(folder) in self._retired()
-
     def lineage(self) -> list[dict[str, Any]]:
         """All committed records, oldest first."""
-        return list(read_json_lines(self.run_folder / LINEAGE_NAME))
+        return self.store.records()
 
-    def _write_share(self, folder: Path, engine: SliceSource) -> FileRecord:
-        folder.mkdir(parents=True, exist_ok=True)
-        return write_rank_file(folder, engine.rank, engine.slices())
+    def _write_share(self, step: int, attempt: str, engine: SliceSource) -> FileRecord:
+        name = f"rank-{engine.rank:05d}.safetensors"
+        return self.store.write_file(
+            step, attempt, name, lambda path: save_slices(path, engine.slices())
+        )
 
-    def _commit(
-        self,
-        folder: Path,
-        step: int,
-        attempt: str,
-        files: list[FileRecord],
-        engine: SliceSource,
-        state: dict[str, Any],
-    ) -> None:
-        write_manifest(folder, step=step, attempt=attempt, files=files, engine=engine, state=state)
-        name = f"checkpoint-{step:08d}"
-        self._permit()
-        if (self.run_folder / name).exists():
-            # A run that redoes a step writes it anew; the old one makes room whole.
-            rename_folder(self.run_folder / name, f"{name}.tmp-replaced-{attempt}")
-        rename_folder(folder, name)
+    def _commit(self, step: int, attempt: str, manifest: dict[str, Any]) -> AnyPath:
+        folder = self.store.commit(step, attempt, manifest, self._permit)
         self._verified.add(attempt)
-        self._prune()
+        self._prune(folder)
+        return folder
 
-    def _candidates(self) -> Iterator[Path]:
-        """Folders named as checkpoints and not retired, newest first."""
+    def _candidates(self) -> Iterator[AnyPath]:
+        """What is committed and not retired, newest first."""
         self._sweep_retired()
-        if not self.run_folder.is_dir():
-            return
-        folders = [path for path in self.run_folder.iterdir() if _NAME.fullmatch(path.name)]
-        yield from sorted(folders, key=_step_of, reverse=True)
+        yield from (found.folder for found in self.survey() if found.state == "committed")
 
-    def _verify(self, folder: Path) -> Checkpoint | None:
+    def _verify(self, folder: AnyPath) -> Checkpoint | None:
         """The checkpoint if it is whole; otherwise it is set aside."""
         try:
             if _attempt_of(folder) in self._verified:
@@ -251,39 +239,42 @@ class Catalogue:
         self._verified.add(checkpoint.attempt)
         return checkpoint
 
-    def _set_aside(self, folder: Path, damage: DamagedError) -> None:
-        name = f"{folder.name}.damaged-{damage.reason}"
-        if folder.with_name(name).exists():
-            name += f"-{uuid.uuid4().hex[:6]}"
-        moved = rename_folder(folder, name)
-        self.damaged.append(Damage(moved, str(damage)))
-        logger.warning("%s is damaged and set aside as %s (%s)", folder.name, name, damage.detail)
+    def _set_aside(self, folder: AnyPath, damage: DamagedError) -> None:
+        marked = self.store.set_aside(folder, damage.reason)
+        self.damaged.append(Damage(marked, str(damage)))
+        logger.warning("%s is damaged and set aside (%s)", marked, damage.detail)
 
-    def _prune(self) -> None:
-        """Remove what is neither a milestone nor among the last whole ones; then leftovers."""
+    def _prune(self, newest: AnyPath) -> None:
+        """Remove what is neither a milestone nor among the last whole ones; then leftovers.
+
+        A run that redoes a step commits it anew: the one before makes room.
+        """
         num_kept = 0
         folders = list(self._candidates())
         best = self._best(folders)
         for folder in folders:
             is_kept = self._is_milestone(folder) or folder == best
-            if num_kept >= self._keep_last:
+            if folder != newest and _step_of(folder) == _step_of(newest):
+                self.store.remove(folder)
+            elif num_kept >= self._keep_last:
                 if not is_kept and not self._is_leased(folder):
-                    remove_folder(rename_folder(folder, f"{folder.name}.tmp-removed"))
+                    self.store.remove(folder)
             elif self._verify(folder) is not None and not is_kept:
                 num_kept += 1
-        for leftover in self.run_folder.glob("checkpoint-*.tmp-*"):
-            remove_folder(leftover)
+        for found in self.store.found():
+            if found.state == "unfinished":
+                self.store.remove(found.folder)
 
-    def _best(self, folders: list[Path]) -> Path | None:
+    def _best(self, folders: list[AnyPath]) -> AnyPath | None:
         """The one with the lowest score, the latest of equals; None where none has a score."""
         scores = {folder: score for folder in folders if (score := _score_of(folder)) is not None}
         return min(scores, key=lambda folder: scores[folder], default=None)
 
-    def _is_leased(self, folder: Path) -> bool:
-        notes = (self.run_folder / LEASES).glob(f"{folder.name}.*.json")
+    def _is_leased(self, folder: AnyPath) -> bool:
+        notes = (note for note in self.store.notes() if note.name.startswith(f"{folder.name}."))
         return any(_lease_end(note) > time.time() for note in notes)
 
-    def _is_milestone(self, folder: Path) -> bool:
+    def _is_milestone(self, folder: AnyPath) -> bool:
         every = self._milestone_every_steps
         return every > 0 and _step_of(folder) % every == 0
 
@@ -297,35 +288,36 @@ class Catalogue:
         }
 
     def _sweep_retired(self) -> None:
-        """Rename what is retired, which a crash right after the record may have left undone."""
-        for attempt, name in self._retired().items():
-            folder = self.run_folder / name
-            if folder.is_dir() and _attempt_of(folder) == attempt:
-                rename_folder(folder, f"{name}.retired-{attempt}")
+        """Show what is retired, which a crash right after the record may have left undone."""
+        names = self._retired()
+        for found in self.store.found() if names else ():
+            attempt = _attempt_of(found.folder) if found.state == "committed" else None
+            if attempt in names:
+                self.store.retire(found.folder, attempt)
 
 
-def _step_of(folder: Path) -> int:
+def _step_of(folder: AnyPath) -> int:
     match = _NAME.match(folder.name)
     return int(match[1]) if match else -1
 
 
-def _attempt_of(folder: Path) -> str | None:
+def _attempt_of(folder: AnyPath) -> str | None:
     try:
         return read_manifest(folder).attempt
     except DamagedError:
         return None
 
 
-def _score_of(folder: Path) -> float | None:
+def _score_of(folder: AnyPath) -> float | None:
     try:
         return read_manifest(folder).state.get(SCORE_KEY)
     except DamagedError:
         return None
 
 
-def _lease_end(note: Path) -> float:
+def _lease_end(note: AnyPath) -> float:
     try:
-        return float(json.loads(note.read_text())["until"])
+        return float(json.loads(note.read_text("utf-8"))["until"])
     except (OSError, ValueError):
         return 0.0  # given back just now
 

@@ -7,24 +7,25 @@ its manifest verifies; which folders count is the catalogue's business.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from glm_dist.engine.interface import STATE_KEYS, Engine, Slice
+from glm_dist.engine.remote import AnyPath, RemotePath
 from glm_dist.engine.snapshot import SliceSource
-from glm_dist.engine.storage import flush_to_disk, hash_file, write_json
+from glm_dist.engine.storage import hash_file
+from glm_dist.engine.tensor_file import TensorFile
 from glm_dist.errors import CheckpointError
 from glm_dist.model.weight_files import make_readable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: no loss scale, for there was no fp16. Older ones are read, newer ones are not."""
 MANIFEST_NAME = "manifest.json"
 _INDEX_KEY = "slices"
 
@@ -33,7 +34,7 @@ _INDEX_KEY = "slices"
 class Checkpoint:
     """A committed checkpoint folder."""
 
-    folder: Path
+    folder: AnyPath
     manifest: dict[str, Any]
 
     @property
@@ -61,9 +62,8 @@ class FileRecord:
     sha256: str
 
 
-def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRecord:
-    """Write one rank's slices, wait for the disk, and hash what lies there."""
-    path = folder / f"rank-{rank:05d}.safetensors"
+def save_slices(path: Path, slices: Iterable[Slice]) -> None:
+    """Write one rank's slices to a file of this machine."""
     tensors: dict[str, Tensor] = {}
     index: dict[str, Any] = {}
     for piece in slices:
@@ -78,36 +78,25 @@ def write_rank_file(folder: Path, rank: int, slices: Iterable[Slice]) -> FileRec
             tensors[f"{key}/{piece.name}"] = tensor.detach().cpu().contiguous()
     save_file(tensors, path, metadata={_INDEX_KEY: json.dumps(index)})
     make_readable(path)
-    flush_to_disk(path)
-    return FileRecord(path.name, os.path.getsize(path), hash_file(path))
 
 
-def write_manifest(
-    folder: Path,
-    *,
-    step: int,
-    attempt: str,
-    files: list[FileRecord],
-    engine: SliceSource,
-    state: Any,
-) -> None:
-    """Write the manifest, which is what makes the folder a checkpoint."""
-    flush_to_disk(folder)
+def build_manifest(
+    step: int, attempt: str, files: list[FileRecord], engine: SliceSource, state: Any
+) -> dict[str, Any]:
+    """What makes a folder a checkpoint once it lies there."""
     described = engine.describe()
     manifest = {
         "schema_version": SCHEMA_VERSION,
         "step": step,
         "attempt": attempt,
         "world_size": engine.world_size,
-        "backend": described["backend"],
-        "zero_stage": described["zero_stage"],
-        "dtype": described["dtype"],
+        **{name: described[name] for name in ("backend", "zero_stage", "dtype", "loss_scale")},
         "files": {
             file.name: {"size_bytes": file.size_bytes, "sha256": file.sha256} for file in files
         },
         "state": state,
     }
-    write_json(folder / MANIFEST_NAME, {**manifest, "manifest_sha256": _own_hash(manifest)})
+    return {**manifest, "manifest_sha256": _own_hash(manifest)}
 
 
 def _own_hash(manifest: dict[str, Any]) -> str:
@@ -123,7 +112,7 @@ class DamagedError(Exception):
         super().__init__(f"{reason}: {detail}")
 
 
-def read_manifest(folder: Path) -> Checkpoint:
+def read_manifest(folder: AnyPath) -> Checkpoint:
     """The checkpoint a folder claims to be; its files are not looked at.
 
     Raises:
@@ -135,21 +124,22 @@ def read_manifest(folder: Path) -> Checkpoint:
     except FileNotFoundError:
         raise DamagedError("no-manifest", f"{path} does not exist") from None
     except (OSError, ValueError) as error:
+        _check_reached(path, error)
         raise DamagedError("manifest", f"{path} cannot be read ({error})") from None
     if not isinstance(manifest, dict) or "schema_version" not in manifest:
         raise DamagedError("manifest", f"{path} is no manifest")
     if manifest.pop("manifest_sha256", None) != _own_hash(manifest):
         raise DamagedError("manifest", f"{path} is not what was written (sha256 differs)")
-    if manifest["schema_version"] != SCHEMA_VERSION:
-        version = manifest["schema_version"]
+    version = manifest["schema_version"]
+    if version > SCHEMA_VERSION:
         raise CheckpointError(
             f"{path}: written with checkpoint schema {version}, this release reads "
-            f"{SCHEMA_VERSION}; use a release that reads schema {version}"
+            f"{SCHEMA_VERSION} and older; use a release that reads schema {version}"
         )
     return Checkpoint(folder, manifest)
 
 
-def verify(folder: Path) -> Checkpoint:
+def verify(folder: AnyPath) -> Checkpoint:
     """The checkpoint in a folder, every byte of it compared with its manifest.
 
     Raises:
@@ -163,7 +153,7 @@ def verify(folder: Path) -> Checkpoint:
     for name, record in checkpoint.manifest["files"].items():
         path = folder / name
         try:
-            size = os.path.getsize(path)
+            size = path.stat().st_size
             if size != record["size_bytes"]:
                 raise DamagedError(
                     "size", f"{path} has {size} bytes and should have {record['size_bytes']}"
@@ -173,8 +163,18 @@ def verify(folder: Path) -> Checkpoint:
         except FileNotFoundError:
             raise DamagedError("missing-file", f"{path} does not exist") from None
         except OSError as error:
+            _check_reached(path, error)
             raise DamagedError("unreadable", f"{path} cannot be read ({error})") from None
     return checkpoint
+
+
+def _check_reached(path: AnyPath, error: Exception) -> None:
+    """Tell a checkpoint that is damaged from storage that does not answer."""
+    if isinstance(path, RemotePath) and isinstance(error, OSError):
+        raise CheckpointError(
+            f"{path}: cannot be reached ({error}); nothing is wrong with the checkpoint, start "
+            "again once its storage answers"
+        )
 
 
 @dataclass(frozen=True)
@@ -183,7 +183,7 @@ class _Piece:
     length: int
     step: int
     keys: tuple[str, ...]
-    file: Path
+    file: TensorFile
 
 
 class SliceReader:
@@ -192,11 +192,10 @@ class SliceReader:
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._folder = checkpoint.folder
         self._pieces: dict[str, list[_Piece]] = {}
-        self._open: dict[Path, Any] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.trained_names: set[str] = set()
         for name in checkpoint.manifest["files"]:
-            self._read_index(checkpoint.folder / name)
+            self._read_index(TensorFile(checkpoint.folder / name))
         for pieces in self._pieces.values():
             pieces.sort(key=lambda piece: piece.offset)
 
@@ -213,8 +212,7 @@ class SliceReader:
             if start >= stop:
                 continue
             for key in piece.keys:
-                stored = self._file(piece.file).get_slice(f"{key}/{name}")
-                part = stored[start - piece.offset : stop - piece.offset]
+                part = piece.file.read(f"{key}/{name}", start - piece.offset, stop - piece.offset)
                 result.setdefault(key, part.new_empty(length))
                 result[key][start - offset : stop - offset] = part
             filled, step = filled + stop - start, piece.step
@@ -225,22 +223,14 @@ class SliceReader:
             )
         return {**result, "step": torch.tensor(step)}
 
-    def _read_index(self, path: Path) -> None:
-        for name, entry in json.loads(self._file(path).metadata()[_INDEX_KEY]).items():
+    def _read_index(self, file: TensorFile) -> None:
+        for name, entry in json.loads(file.metadata[_INDEX_KEY]).items():
             self.shapes[name] = tuple(entry["shape"])
             keys = tuple(entry.get("keys", STATE_KEYS))
-            piece = _Piece(entry["offset"], entry["length"], entry["step"], keys, path)
+            piece = _Piece(entry["offset"], entry["length"], entry["step"], keys, file)
             self._pieces.setdefault(name, []).append(piece)
             if "exp_avg" in keys:
                 self.trained_names.add(name)
-
-    def _file(self, path: Path) -> Any:
-        if path not in self._open:
-            try:
-                self._open[path] = safe_open(path, framework="pt")
-            except (OSError, SafetensorError) as error:
-                raise CheckpointError(f"{path}: cannot be read ({error})") from None
-        return self._open[path]
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -263,6 +253,7 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> dict[str, Any]:
             f"settings it was trained with, or another run folder"
         )
     engine.load_slices(reader)
+    engine.load_loss_scale(checkpoint.manifest.get("loss_scale"))
     return checkpoint.state
 
 

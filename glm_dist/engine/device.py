@@ -21,8 +21,8 @@ def choose_dtype(settings: EngineSettings, device: torch.device) -> torch.dtype:
     Raises:
         ConfigError: when bfloat16 is asked for on a GPU without it.
     """
-    if settings.dtype in ("float32", "float64"):
-        return torch.float64 if settings.dtype == "float64" else torch.float32
+    if settings.dtype in ("float16", "float32", "float64"):
+        return getattr(torch, settings.dtype)
     if device.type != "cuda":
         wanted = settings.dtype == "bfloat16" or _processor_has_bfloat16()
         return torch.bfloat16 if wanted else torch.float32

@@ -11,6 +11,7 @@ import torch
 from glm_dist.engine.settings import EngineSettings
 
 _NAMES = {"float32": "fp32", "bfloat16": "bf16"}
+_NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
 
 def deepspeed_config(
@@ -32,7 +33,7 @@ def deepspeed_config(
         world_size: ranks.
         has_streams: whether collectives can run beside the backward pass, as on CUDA.
     """
-    is_narrow = dtype == torch.bfloat16
+    is_narrow = dtype in _NARROW
     return {
         # The loop alone counts micro-batches and marks the last one.
         "train_batch_size": world_size,
@@ -42,9 +43,10 @@ def deepspeed_config(
         "gradient_allreduce_op": "mean",
         "prescale_gradients": False,
         "communication_data_type": _NAMES[settings.gradient_dtype] if is_narrow else "fp32",
-        "data_types": {"grad_accum_dtype": _accumulation_type(settings, is_narrow)},
-        "bf16": {"enabled": is_narrow, "check_grad_overflow": True},
-        "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": _accumulation_type(settings, dtype)},
+        "bf16": {"enabled": dtype == torch.bfloat16, "check_grad_overflow": True},
+        # A scale that DeepSpeed leaves alone: `LossScale` sets it, by the same rule everywhere.
+        "fp16": {"enabled": dtype == torch.float16, "loss_scale": 1.0},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": None,
@@ -58,11 +60,11 @@ def deepspeed_config(
     }
 
 
-def _accumulation_type(settings: EngineSettings, is_narrow: bool) -> str:
-    if not is_narrow:
+def _accumulation_type(settings: EngineSettings, dtype: torch.dtype) -> str:
+    if dtype not in _NARROW:
         return "fp32"
     # Stage 0 knows no accumulation type of its own: gradients add up in the weights' type.
-    return "bf16" if settings.zero_stage == 0 else _NAMES[settings.gradient_dtype]
+    return _NARROW[dtype] if settings.zero_stage == 0 else _NAMES[settings.gradient_dtype]
 
 
 def _zero(

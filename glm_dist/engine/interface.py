@@ -27,6 +27,8 @@ class StepHealth(NamedTuple):
     """Global L2 norm before clipping, an fp32 scalar on the device; inf where not finite."""
     is_finite: Tensor
     """Bool scalar on the device; reading it is the step's one host synchronisation."""
+    loss_scale: float = 1.0
+    """What fp16 multiplied the loss by: above 1, what is not finite may be an overflow alone."""
 
 
 class Slice(NamedTuple):
@@ -74,7 +76,10 @@ class Engine(Protocol):
         """Clip the gradient and update the weights."""
 
     def discard(self) -> None:
-        """Drop the gradient; weights, moments and step count stay as they are."""
+        """Drop the gradient; weights, moments and step count stay as they are.
+
+        fp16 halves its loss scale where the gradient was not finite.
+        """
 
     def evaluate(self, batch: Batch) -> LossOutput:
         """Loss without gradients or dropout; between steps only."""
@@ -84,6 +89,9 @@ class Engine(Protocol):
 
     def load_slices(self, read: ReadSlice) -> None:
         """Take the whole state from elsewhere, whatever the layout it was written in."""
+
+    def load_loss_scale(self, values: dict[str, Any] | None) -> None:
+        """Go on with the loss scale that `describe` gave; None where it gave none."""
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """fp32 weights on the host by name, on rank 0; None elsewhere. All ranks call it."""

@@ -42,6 +42,9 @@ def import_deepspeed() -> Any:
     # Prints memory figures whether it is asked to or not.
     bf16_optimizer.see_memory_usage = lambda *arguments, **options: None
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not torch.cuda.is_available():
+        # It refuses fp16 on processors without instructions for it, where torch computes it slower.
+        deepspeed.get_accelerator().is_fp16_supported = lambda: True
     return deepspeed
 
 
@@ -91,6 +94,15 @@ class StepGate:
         groups = measured if isinstance(measured, list) else [measured]
         self._decided = combine_grad_norm_groups(groups)
         return self._decided
+
+    def scale(self, loss: Tensor, value: float) -> Tensor:
+        """The loss for DeepSpeed's backward, whose fp16 gradients then carry the factor `value`."""
+        if not hasattr(self._optimizer, "loss_scale"):
+            return loss
+        self._optimizer.loss_scale = value
+        # All stages divide gradients by it again, but stage 0 does not multiply the loss before.
+        multiplies = hasattr(self._optimizer, "scale_if_loss")
+        return loss if multiplies else loss * value
 
     def apply(self) -> None:
         """Clip by the norm just measured and update."""

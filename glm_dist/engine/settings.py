@@ -29,10 +29,16 @@ class EngineSettings(Settings):
     zero_stage: Literal[0, 1, 2, 3] = 2
     """What each rank keeps only its share of: 1 optimizer state, 2 also gradients, 3 also weights;
     0 nothing."""
-    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] = "auto"
     """Type of weights and activations in forward and backward; master weights and optimizer state
     are float32 at least. auto: bfloat16 where GPU or processor computes it natively, else float32.
-    float64: backend torch only, to tell rounding from a mistake."""
+    float16: for GPUs without bfloat16, with a loss scale that follows what overflows. float64:
+    backend torch only, to tell rounding from a mistake."""
+    initial_loss_scale: float = Field(65536.0, ge=1)
+    """float16: what losses are multiplied by at first, so that small gradients do not vanish; it
+    is halved at each overflow, whose step is left out."""
+    loss_scale_growth_steps: int = Field(1000, ge=1)
+    """float16: steps without overflow after which the loss scale is doubled."""
     gradient_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type in which gradients are accumulated and summed over ranks when dtype is bfloat16;
     bfloat16 halves their memory and traffic and loses small contributions."""
@@ -80,6 +86,11 @@ class EngineSettings(Settings):
                 "dtype: got float64 with backend 'deepspeed', which has no such type; set "
                 "backend: torch or dtype: float32"
             )
+        if self.dtype == "float16" and self.gradient_dtype == "bfloat16":
+            raise ValueError(
+                "gradient_dtype: got bfloat16 with dtype 'float16', whose gradients it would round "
+                "once more; set gradient_dtype: float32"
+            )
         return self
 
     def warnings(self) -> list[str]:
@@ -96,4 +107,10 @@ class EngineSettings(Settings):
         ]
         if self.dtype == "float32" and "gradient_dtype" in self.model_fields_set:
             found.append("engine.gradient_dtype: has no effect, because dtype is float32")
+        if self.dtype != "float16":
+            found += [
+                f"engine.{name}: has no effect, because dtype is {self.dtype}"
+                for name in ("initial_loss_scale", "loss_scale_growth_steps")
+                if name in self.model_fields_set
+            ]
         return found

@@ -1,6 +1,7 @@
 """Files and folders that survive a power cut: the few storage operations checkpoints are made of.
 
-They stand apart so that another kind of storage is another implementation of these functions.
+They stand apart because files of this machine are written by them alone; `remote.py` has those of
+other storage.
 """
 
 import contextlib
@@ -10,7 +11,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 
 def flush_to_disk(path: Path) -> None:
@@ -22,7 +23,14 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def hash_file(path: Path) -> str:
+class Readable(Protocol):
+    """A path that can be opened, here or elsewhere."""
+
+    def open(self, mode: str) -> Any:
+        """The file's bytes."""
+
+
+def hash_file(path: Readable) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -21,6 +21,7 @@ from glm_dist.engine.fragments import (
 )
 from glm_dist.engine.frozen import FrozenWeights, kept_shapes, trained_parameters
 from glm_dist.engine.interface import ReadSlice, Slice, StepHealth
+from glm_dist.engine.loss_scale import LossScale
 from glm_dist.engine.optimizer import (
     build_optimizer,
     create_states,
@@ -49,6 +50,7 @@ class TwinEngine:
         self.device, self.dtype = device, dtype
         self._settings = settings
         self._timer = ForwardTimer(device)
+        self._loss_scale = LossScale.of(settings, dtype)
         model.to(device=device, dtype=torch.promote_types(dtype, torch.float32))
         self._share_first_rank(model)
         self.parameter_shapes = kept_shapes(model, rebuilt)
@@ -67,7 +69,7 @@ class TwinEngine:
         """See `Engine`."""
         with self._timer:
             output: LossOutput = self._model(*batch)
-        (output.loss_sum * scale).backward()
+        (output.loss_sum * scale * self._loss_scale.value).backward()
         if self._computes_narrow:
             self._accumulate()
         return output
@@ -77,10 +79,10 @@ class TwinEngine:
         """See `Engine`."""
         if self.world_size > 1:
             dist.all_reduce(self._gradients)
-        norm = torch.linalg.vector_norm(self._gradients)
+        norm = torch.linalg.vector_norm(self._gradients) / self._loss_scale.value
         is_finite = torch.isfinite(norm)
         self._grad_norm = torch.where(is_finite, norm, torch.inf)
-        return StepHealth(self._grad_norm, is_finite)
+        return StepHealth(self._grad_norm, is_finite, self._loss_scale.value)
 
     @torch.no_grad()
     def apply(self, learning_rate: float) -> None:
@@ -88,14 +90,19 @@ class TwinEngine:
         longest = self._settings.gradient_clip_norm
         if longest > 0:
             self._gradients.mul_((longest / (self._grad_norm + 1e-6)).clamp(max=1.0))
+        if self._loss_scale.value != 1.0:
+            self._gradients.div_(self._loss_scale.value)
         set_learning_rate(self._adam, learning_rate)
         self._adam.step()
         self._refresh_weights()
         self._gradients.zero_()
+        self._loss_scale.step_applied()
 
     def discard(self) -> None:
         """See `Engine`."""
         self._gradients.zero_()
+        if torch.isinf(self._grad_norm):
+            self._loss_scale.overflowed()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> LossOutput:
@@ -116,6 +123,10 @@ class TwinEngine:
         self._frozen.load(read)
         self._frozen.copy_into(self._model, read)
         self._refresh_weights()
+
+    def load_loss_scale(self, values: dict[str, Any] | None) -> None:
+        """See `Engine`."""
+        self._loss_scale.load(values)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
@@ -142,6 +153,7 @@ class TwinEngine:
             "device": str(self.device),
             "world_size": self.world_size,
             "optimizer_bytes": self.optimizer_bytes(),
+            "loss_scale": self._loss_scale.to_json(),
         }
 
     @property

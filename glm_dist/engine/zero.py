@@ -15,6 +15,7 @@ from glm_dist.engine.ds_config import deepspeed_config
 from glm_dist.engine.fragments import Fragment, as_slices, even_share, fill, gather_weights
 from glm_dist.engine.frozen import FrozenWeights, kept_shapes, trained_parameters
 from glm_dist.engine.interface import STATE_KEYS, ReadSlice, Slice, StepHealth
+from glm_dist.engine.loss_scale import LossScale
 from glm_dist.engine.optimizer import (
     build_optimizer,
     create_states,
@@ -51,6 +52,7 @@ class ZeroEngine:
         self.device, self.dtype = device, dtype
         self._settings = settings
         self._timer = ForwardTimer(device)
+        self._loss_scale = LossScale.of(settings, dtype)
         self.parameter_shapes = kept_shapes(model, rebuilt)
         trained = trained_parameters(model)
         self.trained_names = frozenset(name for name, _ in trained)
@@ -60,6 +62,7 @@ class ZeroEngine:
         self._engine = self._initialize(model)
         create_states(self._adam, master_weights(self._engine, self._adam))
         self._gate = StepGate(self._engine)
+        self._grad_norm = torch.zeros(())
         if initial is not None:
             # DeepSpeed makes its fp32 masters from weights it has rounded already.
             self._load_trained(_read_from(initial))
@@ -71,22 +74,25 @@ class ZeroEngine:
             output: LossOutput = self._engine(*batch)
         # DeepSpeed divides by the ranks, and would by accumulation steps if it knew any.
         loss = output.loss_sum * scale * self.world_size
-        self._engine.backward(loss, scale_wrt_gas=False)
+        self._engine.backward(self._gate.scale(loss, self._loss_scale.value), scale_wrt_gas=False)
         return output
 
     def prepare(self) -> StepHealth:
         """See `Engine`."""
-        norm = self._gate.norm()
-        return StepHealth(norm, torch.isfinite(norm))
+        self._grad_norm = self._gate.norm() / self._loss_scale.value
+        return StepHealth(self._grad_norm, torch.isfinite(self._grad_norm), self._loss_scale.value)
 
     def apply(self, learning_rate: float) -> None:
         """See `Engine`."""
         set_learning_rate(self._adam, learning_rate)
         self._gate.apply()
+        self._loss_scale.step_applied()
 
     def discard(self) -> None:
         """See `Engine`."""
         self._gate.discard()
+        if torch.isinf(self._grad_norm):
+            self._loss_scale.overflowed()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> LossOutput:
@@ -107,6 +113,10 @@ class ZeroEngine:
         self._frozen.load(read)
         with_gathered = self._settings.zero_stage == 3
         self._frozen.copy_into(self._engine.module, read, gathered if with_gathered else None)
+
+    def load_loss_scale(self, values: dict[str, Any] | None) -> None:
+        """See `Engine`."""
+        self._loss_scale.load(values)
 
     def full_weights(self) -> dict[str, Tensor] | None:
         """See `Engine`."""
@@ -135,6 +145,7 @@ class ZeroEngine:
             "device": str(self.device),
             "world_size": self.world_size,
             "optimizer_bytes": self.optimizer_bytes(),
+            "loss_scale": self._loss_scale.to_json(),
         }
 
     def _initialize(self, model: nn.Module) -> Any:

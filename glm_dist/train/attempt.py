@@ -3,9 +3,11 @@
 Data, weights and schedule all read this one record, so that they cannot disagree.
 """
 
+import contextlib
 import json
 import logging
 import os
+import uuid
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,16 +17,24 @@ from pydantic import ValidationError
 from glm_dist.config import dump_config
 from glm_dist.engine import Catalogue, Checkpoint
 from glm_dist.engine.checkpoint import read_manifest
+from glm_dist.engine.object_store import open_store
+from glm_dist.engine.remote import open_location
 from glm_dist.engine.storage import write_json
+from glm_dist.engine.store import OWNER_NAME
 from glm_dist.errors import CheckpointError, LaunchError
-from glm_dist.train.settings import GuardSettings, PretrainSettings
+from glm_dist.train.settings import CheckpointSettings, GuardSettings, PretrainSettings
 from glm_dist.train.state import Ending, Rewind, TrainState
 
 logger = logging.getLogger(__name__)
 
-CHANGEABLE = ("workers", "sinks", "run_folder", "checkpoints", "guard")
+CHANGEABLE = (
+    *("workers", "sinks", "run_folder", "guard"),
+    *(f"checkpoints.{name}" for name in CheckpointSettings.model_fields if name != "folder"),
+)
 """Settings a run may be resumed with other values of; the curve of a healthy run does not depend on
 them."""
+IDENTITY_NAME = "identity"
+"""A random name, by which a run's checkpoints elsewhere know whose they are."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Attempt:
 
     def open_checkpoint(self) -> Checkpoint | None:
         """The checkpoint decided on, verified when it was."""
-        return None if self.checkpoint is None else read_manifest(Path(self.checkpoint))
+        return None if self.checkpoint is None else read_manifest(open_location(self.checkpoint))
 
 
 def decide_attempt(
@@ -58,9 +68,10 @@ def decide_attempt(
         CheckpointError: when the checkpoint belongs to other data or another row order.
         LaunchError: when the last attempt asked for one rewind too many.
     """
-    catalogue = Catalogue(run_folder, settings.checkpoints.keep_last)
+    catalogue = Catalogue(settings.checkpoint_location or run_folder)
     number = newest_number(run_folder) + 1
-    skipped = settle_rewinds(catalogue, number - 1, settings.guard)
+    last_ending = read_ending(run_folder, number - 1)
+    skipped = settle_rewinds(catalogue, number - 1, last_ending, settings.guard)
     checkpoint = catalogue.newest()
     state = TrainState().to_json()
     if checkpoint is not None:
@@ -79,7 +90,7 @@ def decide_attempt(
 
 
 def settle_rewinds(
-    catalogue: Catalogue, last_attempt: int, settings: GuardSettings
+    catalogue: Catalogue, last_attempt: int, ending: Ending | None, settings: GuardSettings
 ) -> list[list[int]]:
     """Abandon what the last attempt wished to go back from, once; all rows skipped so far.
 
@@ -90,7 +101,6 @@ def settle_rewinds(
         LaunchError: when the run has gone back too often already.
     """
     done = [record for record in catalogue.lineage() if "skip" in record]
-    ending = read_ending(catalogue.run_folder, last_attempt)
     rewind = None if ending is None else ending.rewind
     if rewind is not None and all(record["attempt"] != last_attempt for record in done):
         if len(done) >= settings.max_rewinds:
@@ -193,6 +203,38 @@ def claim_run_folder(run_folder: Path, settings: PretrainSettings) -> None:
     temporary.write_text(json.dumps(chosen, indent=1))
     os.replace(temporary, path)
     (run_folder / "config.yaml").write_text(dump_config(settings), encoding="utf-8")
+    claim_checkpoints(run_folder, settings)
+
+
+def claim_checkpoints(run_folder: Path, settings: PretrainSettings) -> None:
+    """Make the checkpoints' folder this run's own, where it is not the run folder.
+
+    Raises:
+        CheckpointError: when it is another run's, or its storage does not answer.
+    """
+    location = settings.checkpoint_location
+    if location is None:
+        return
+    with contextlib.suppress(FileExistsError), (run_folder / IDENTITY_NAME).open("x") as file:
+        file.write(uuid.uuid4().hex)
+    try:
+        open_store(location).claim((run_folder / IDENTITY_NAME).read_text())
+        is_ours = has_checkpoints(run_folder, location)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoints.folder: {location} cannot be written ({error}); make the bucket or "
+            "folder, give this machine the right to write there, or choose another"
+        ) from None
+    if not is_ours:
+        raise CheckpointError(
+            f"checkpoints.folder: {location} holds the checkpoints of another run; choose another "
+            f"folder, or go on with them from here by removing {OWNER_NAME} there"
+        )
+
+
+def has_checkpoints(run_folder: Path, location: str) -> bool:
+    """Whether the checkpoints at a place are still this run's."""
+    return open_store(location).owner() == (run_folder / IDENTITY_NAME).read_text()
 
 
 def _with_new_settings(text: str, settings: PretrainSettings) -> Any:

@@ -1,13 +1,15 @@
 """What a run folder holds, whether it is whole, and what a run started now would resume from."""
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from glm_dist.engine import Catalogue
 from glm_dist.engine.checkpoint import DamagedError, verify
-from glm_dist.engine.storage import remove_folder
+from glm_dist.engine.store import Found
 from glm_dist.errors import CheckpointError
+from glm_dist.train.settings import checkpoint_location
 from glm_dist.train.supervise import Journal, clear_stop, read_holder, read_stop
 
 
@@ -50,12 +52,7 @@ def examine(run_folder: Path) -> Findings:
             f"{run_folder}: is not the folder of a run (it has no config.json); give the folder "
             "that pretrain printed as run folder"
         )
-    catalogue = Catalogue(run_folder)
-    checkpoints = [
-        check(folder, catalogue)
-        for folder in sorted(run_folder.glob("checkpoint-*"))
-        if folder.is_dir()
-    ]
+    checkpoints = [check(found) for found in reversed(open_catalogue(run_folder).survey())]
     whole = [checkpoint.name for checkpoint in checkpoints if checkpoint.state == "whole"]
     events = Journal(run_folder).read()
     stop = read_stop(run_folder)
@@ -69,15 +66,17 @@ def examine(run_folder: Path) -> Findings:
     )
 
 
-def check(folder: Path, catalogue: Catalogue) -> CheckedFolder:
-    """One folder, its bytes compared with its manifest."""
-    _, _, rest = folder.name.partition(".")
-    if rest.startswith("damaged"):
-        return CheckedFolder(folder.name, "set aside")
-    if catalogue.is_retired(folder):
-        return CheckedFolder(folder.name, "retired")
-    if rest:
-        return CheckedFolder(folder.name, "unfinished")
+def open_catalogue(run_folder: Path) -> Catalogue:
+    """Of a run's checkpoints, wherever its config has them."""
+    config = json.loads((run_folder / "config.json").read_text(encoding="utf-8"))
+    return Catalogue(checkpoint_location(config["checkpoints"].get("folder")) or run_folder)
+
+
+def check(found: Found) -> CheckedFolder:
+    """One folder; of a committed one the bytes are compared with its manifest."""
+    folder, state = found
+    if state != "committed":
+        return CheckedFolder(folder.name, "set aside" if state == "damaged" else state)
     try:
         manifest = verify(folder).manifest
     except (DamagedError, CheckpointError) as error:
@@ -102,14 +101,14 @@ def mend(run_folder: Path, findings: Findings) -> list[str]:
             f"{run_folder}: {findings.holder} is training it; stop that first, nothing was mended"
         )
     done = []
-    catalogue = Catalogue(run_folder)
+    catalogue = open_catalogue(run_folder)
     if any(checkpoint.state == "damaged" for checkpoint in findings.checkpoints):
         catalogue.set_damaged_aside()
         done += [f"set aside {damage.folder.name}" for damage in catalogue.damaged]
-    for checkpoint in findings.checkpoints:
-        if checkpoint.state == "unfinished":
-            remove_folder(run_folder / checkpoint.name)
-            done.append(f"removed {checkpoint.name}, which was never finished")
+    for found in catalogue.survey():
+        if found.state == "unfinished":
+            catalogue.store.remove(found.folder)
+            done.append(f"removed {found.folder.name}, which was never finished")
     if findings.stop_reason is not None:
         clear_stop(run_folder)
         done.append("removed STOP")

@@ -1,7 +1,7 @@
 """Pretraining under Ray Train: checks before anything expensive, and the launch of each attempt.
 
-The only file of the package that knows ray. Whether, with how many workers and from where an
-attempt follows another is decided in `supervise.py`.
+Beside `cluster.py` the only file of the package that knows ray. Whether, with how many workers and
+from where an attempt follows another is decided in `supervise.py`.
 """
 
 import contextlib
@@ -22,19 +22,29 @@ import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.placement_group import PlacementGroup
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from glm_dist.config import output_path
 from glm_dist.data.order import Range, RowSchedule
 from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_order
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
-from glm_dist.errors import ConfigError, GlmDistError, LaunchError, StepFailedError
+from glm_dist.engine.object_store import open_store
+from glm_dist.engine.store import OWNER_NAME
+from glm_dist.errors import ConfigError, GlmDistError, StepFailedError
 from glm_dist.model.tuning import meta_model
 from glm_dist.train.attempt import Attempt, claim_run_folder, read_attempts
+from glm_dist.train.cluster import (
+    ANSWER_SECONDS,
+    TRAIN_ENVIRONMENT,
+    answering_nodes,
+    check_visibility,
+    on_node,
+    room_for_workers,
+    staying_nodes,
+)
 from glm_dist.train.heartbeat import HangDetector, Sign, write_stacks
 from glm_dist.train.initial import base_fingerprint, check_initial
-from glm_dist.train.settings import PretrainSettings, WorkerSettings
+from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending
 from glm_dist.train.supervise import (
     STOP_NAME,
@@ -48,17 +58,10 @@ from glm_dist.train.worker import SIGNS_FOLDER, Job, run_rank
 
 logger = logging.getLogger(__name__)
 
-ROW_TASK_CPUS = 1
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
 WATCH_SECONDS = 2.0
-ANSWER_SECONDS = 10.0
 STACK_SECONDS = 2.0
-RAY_TRAIN_DEFAULTS = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a rank that died is noticed
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # `_Watch` looks for nodes that leave
-}
-"""Environment of Ray Train; what the user has set there wins."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +104,7 @@ def launch(settings: PretrainSettings) -> Launched:
     run_folder = settings.run_path
     claim_run_folder(run_folder, settings)
     choose_world_size(settings, room_for_workers(settings.workers, staying_nodes()))
-    check_visibility(run_folder, dataset.folder)
+    check_visibility(files_that_tell(run_folder, dataset.folder, settings.checkpoint_location))
     dataset.verify()
 
     source = RowSource(
@@ -121,7 +124,7 @@ def launch(settings: PretrainSettings) -> Launched:
     }
     job = Job(settings, str(run_folder), str(dataset.folder), fingerprints)
 
-    for name, value in RAY_TRAIN_DEFAULTS.items():
+    for name, value in TRAIN_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     with _Watch(run_folder, settings) as watch:
         workers = RayWorkers(job, source, watch)
@@ -129,75 +132,20 @@ def launch(settings: PretrainSettings) -> Launched:
     return Launched(run_folder, read_attempts(run_folder), ending)
 
 
+def files_that_tell(
+    run_folder: Path, dataset_folder: Path, checkpoint_location: str | None
+) -> list[str]:
+    """A file of each folder that every node must see."""
+    files = [str(run_folder / "config.json"), str(dataset_folder / "manifest.json")]
+    if checkpoint_location is not None:
+        files.append(str(open_store(checkpoint_location).folder / OWNER_NAME))
+    return files
+
+
 def rows_needed(settings: PretrainSettings, skipped: Sequence[Range]) -> int:
     """Rows of the whole run, those that it leaves out included."""
     trained = settings.num_steps * settings.batch.global_batch_size
     return trained + sum(stop - start for start, stop in skipped)
-
-
-def staying_nodes() -> list[dict[str, Any]]:
-    """Ray's entries of the nodes that are alive and not about to leave."""
-    leaving = ray._private.state.state.get_draining_nodes() or {}
-    return [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-
-
-def answering_nodes() -> list[dict[str, Any]]:
-    """Those of them that run a task at once; a node that died is listed as alive for a while."""
-    probe = ray.remote(num_cpus=0, max_retries=0)(_missing_files)
-    answers = {_on(node, probe).remote([]): node for node in staying_nodes()}
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
-    return [answers[answer] for answer in ready if _is_good(answer)]
-
-
-def _on(node: dict[str, Any], task: Any) -> Any:
-    """A task that runs on this node or not at all."""
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return task.options(scheduling_strategy=where)
-
-
-def _is_good(answer: ray.ObjectRef[Any]) -> bool:
-    try:
-        ray.get(answer)
-    except ray.exceptions.RayError:
-        return False
-    return True
-
-
-def room_for_workers(workers: WorkerSettings, nodes: list[dict[str, Any]]) -> int:
-    """Workers that the nodes have room for, one task that builds rows apart."""
-    cpus = [node["Resources"].get("CPU", 0) for node in nodes]
-    room = sum(int(count // workers.cpus_per_worker) for count in cpus)
-    while room and room * workers.cpus_per_worker + ROW_TASK_CPUS > sum(cpus):
-        room -= 1
-    if workers.use_gpu:
-        room = min(room, int(sum(node["Resources"].get("GPU", 0) for node in nodes)))
-    return room
-
-
-def check_visibility(run_folder: Path, dataset_folder: Path) -> None:
-    """Refuse folders that a node of the cluster does not see, by the node's name.
-
-    Raises:
-        LaunchError: naming each host and folder.
-    """
-    files = [str(run_folder / "config.json"), str(dataset_folder / "manifest.json")]
-    probe = ray.remote(num_cpus=0)(_missing_files)
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [_on(node, probe).remote(files) for node in nodes]
-    problems = [
-        f"host {node['NodeManagerHostname']} does not see {Path(missing).parent}"
-        for node, missing_files in zip(nodes, ray.get(answers), strict=True)
-        for missing in missing_files
-    ]
-    if problems:
-        raise LaunchError(
-            "\n".join(problems)
-            + "\nput GLM_DIST_HOME on storage that every node mounts at the same path"
-        )
-
-
-def _missing_files(paths: list[str]) -> list[str]:
-    return [path for path in paths if not Path(path).exists()]
 
 
 class RayWorkers:
@@ -347,8 +295,7 @@ class _Watch:
 
 def _send(sign: Sign, number: signal.Signals) -> None:
     """Bring a signal to a rank's process, wherever it runs; a machine that is gone hears none."""
-    where = NodeAffinitySchedulingStrategy(sign.node, soft=False)
-    kill = ray.remote(num_cpus=0, max_retries=0)(_kill).options(scheduling_strategy=where)
+    kill = on_node({"NodeID": sign.node}, ray.remote(num_cpus=0, max_retries=0)(_kill))
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(kill.remote(sign.pid, number), timeout=ANSWER_SECONDS)
 

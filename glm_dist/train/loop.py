@@ -13,13 +13,13 @@ import torch
 
 from glm_dist.data.order import nth_rows
 from glm_dist.data.rows import Rows
-from glm_dist.engine import Engine
+from glm_dist.engine import Engine, StepHealth
 from glm_dist.errors import GlmDistError, StepFailedError
 from glm_dist.evaluate.heldout import HeldOut
 from glm_dist.metrics.clock import Clock
 from glm_dist.objective import Mode
 from glm_dist.train.boundary import Boundary, all_sum
-from glm_dist.train.guard import Guard, Verdict
+from glm_dist.train.guard import Figures, Guard, Verdict
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.schedule import learning_rate
 from glm_dist.train.self_check import check_ranks, is_check_due
@@ -96,8 +96,7 @@ def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
         run.clock.tick()
     health = run.engine.prepare()
     rate = learning_rate(settings.schedule, state.step, settings.num_steps)
-    grad_norm = float(health.grad_norm)
-    verdict = judge(run, totals, grad_norm)
+    verdict = judge(run, totals, health)
     if verdict is Verdict.APPLY:
         run.engine.apply(rate)
     else:
@@ -107,20 +106,25 @@ def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
     state.next_row = run.stream.next_row
     state.tokens += totals.tokens
     state.loss_tokens += int(totals.loss_tokens)
-    run.recorder.add_step(totals, rate, grad_norm, verdict is Verdict.APPLY)
+    run.recorder.add_step(totals, rate, health, verdict is Verdict.APPLY)
     return verdict
 
 
-def judge(run: Run, totals: "StepTotals", grad_norm: float) -> Verdict:
+def judge(run: Run, totals: "StepTotals", health: StepHealth) -> Verdict:
     """Whether the step is applied, by its loss over all ranks and its gradient norm."""
     state, guard = run.state, Guard(run.settings.guard, run.state.guard)
     loss_sum = float(all_sum(np.array([run.recorder.step_loss()]))[0])
     loss = loss_sum / max(1.0, totals.loss_tokens)
-    reason = guard.reason(loss, grad_norm)
+    figures = Figures(loss, float(health.grad_norm), health.loss_scale)
+    reason = guard.reason(figures)
     if reason is not None:
         rows = run.stream.last_rows.tolist()
         run.note("discarded", step=state.step, reason=reason, rows=rows)
-    return guard.judge(state.step, state.next_row, loss, grad_norm)
+    verdict = guard.judge(state.step, state.next_row, figures)
+    if verdict is Verdict.REWIND:
+        cause = "loss scale collapsed" if figures.has_overflowed else "loss or gradient spiked"
+        run.note("alarm", step=state.step, cause=cause)
+    return verdict
 
 
 def rewind_of(run: Run) -> Rewind:

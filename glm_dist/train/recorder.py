@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from glm_dist.engine import StepHealth
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.memory import peak_bytes
 from glm_dist.metrics.sinks import Sinks
@@ -49,7 +50,7 @@ class Recorder:
         return float(self._step_losses.sum())
 
     def add_step(
-        self, totals: "StepTotals", learning_rate: float, grad_norm: float, applied: bool
+        self, totals: "StepTotals", learning_rate: float, health: StepHealth, applied: bool
     ) -> None:
         """Add one optimizer step's global counts; losses of one that was left out do not count."""
         if applied:
@@ -59,7 +60,8 @@ class Recorder:
         self._steps += 1
         self._tokens += totals.tokens
         self._useful_flops += self._flops.of(totals)
-        self._learning_rate, self._grad_norm = learning_rate, grad_norm
+        self._learning_rate, self._grad_norm = learning_rate, float(health.grad_norm)
+        self._loss_scale = health.loss_scale
 
     def log(self, state: TrainState) -> None:
         """Reduce and write one line; every rank calls it, rank 0 writes."""
@@ -78,6 +80,7 @@ class Recorder:
             "tokens_per_second": self._tokens / max(seconds, 1e-9),
             "seconds_per_step": seconds / max(1, self._steps),
             "discarded_steps": state.discarded_steps,
+            **({"loss_scale": self._loss_scale} if self._loss_scale != 1 else {}),
             "peak_memory_bytes": peak_bytes(self._mode_losses.device),
             **self._flops.utilisation(self._useful_flops, seconds),
             **self._where_time_went(),
@@ -112,4 +115,5 @@ class Recorder:
         self._useful_flops = 0.0
         self._learning_rate = 0.0
         self._grad_norm = 0.0
+        self._loss_scale = 1.0
         self._clock.mark()

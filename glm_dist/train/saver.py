@@ -11,12 +11,12 @@ from typing import Any
 
 import torch.distributed as dist
 
-from glm_dist.engine import Catalogue, Engine
+from glm_dist.engine import Catalogue, Checkpoint, Engine
 from glm_dist.engine.catalogue import Exchange, exchange_objects
 from glm_dist.engine.snapshot import SliceSource, Snapshot
 from glm_dist.errors import CheckpointError
-from glm_dist.train.attempt import is_superseded
-from glm_dist.train.settings import CheckpointSettings
+from glm_dist.train.attempt import Attempt, has_checkpoints, is_superseded
+from glm_dist.train.settings import PretrainSettings
 
 logger = logging.getLogger(__name__)
 
@@ -27,13 +27,25 @@ class Saver:
     Errors of a save that goes on in the background come with the next call.
     """
 
-    def __init__(self, run_folder: Path, settings: CheckpointSettings, attempt_number: int) -> None:
-        self._run_folder, self._attempt_number = run_folder, attempt_number
-        self._settings, self._missed = settings, 0
+    def __init__(
+        self,
+        run_folder: Path,
+        settings: PretrainSettings,
+        attempt: Attempt,
+        resumed_from: Checkpoint | None,
+    ) -> None:
+        self._run_folder, self._attempt_number = run_folder, attempt.number
+        self._location = settings.checkpoint_location
+        self._settings, self._missed = settings.checkpoints, 0
         self._catalogue = Catalogue(
-            run_folder, settings.keep_last, settings.milestone_every_steps, permit=self._permit
+            self._location or run_folder,
+            self._settings.keep_last,
+            self._settings.milestone_every_steps,
+            permit=self._permit,
         )
-        self._exchange = _exchange_apart() if settings.asynchronous else exchange_objects
+        if resumed_from is not None:
+            self._catalogue.trust(resumed_from.attempt)  # verified when it was decided on
+        self._exchange = _exchange_apart() if self._settings.asynchronous else exchange_objects
         self._thread: threading.Thread | None = None
         self._error: CheckpointError | None = None
 
@@ -60,8 +72,7 @@ class Saver:
         error, self._thread, self._error = self._error, None, None
         if error is None:
             return
-        is_over = is_superseded(self._run_folder, self._attempt_number)
-        if is_over or self._missed > self._settings.max_missed:
+        if self._taken_over() or self._missed > self._settings.max_missed:
             raise error
         logger.warning("%s; training goes on without it", error)
 
@@ -78,8 +89,16 @@ class Saver:
             self._missed = 0
 
     def _permit(self) -> None:
+        if taken := self._taken_over():
+            raise CheckpointError(taken)
+
+    def _taken_over(self) -> str | None:
+        """Who this attempt has lost the run or its checkpoints to, None while it has them."""
         if is_superseded(self._run_folder, self._attempt_number):
-            raise CheckpointError("a later attempt has taken this run over")
+            return "a later attempt has taken this run over"
+        if self._location is not None and not has_checkpoints(self._run_folder, self._location):
+            return f"another run has taken {self._location} over"
+        return None
 
 
 def _exchange_apart() -> Exchange:

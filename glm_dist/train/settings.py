@@ -60,8 +60,11 @@ class EvaluationSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """Checkpoints of the run folder."""
+    """Checkpoints of the run."""
 
+    folder: str | None = None
+    """Where they lie: a URL that pyarrow opens (s3://bucket/run, gs://…), or a folder that all
+    nodes see, below GLM_DIST_HOME if relative; by default the run folder. One run has it alone."""
     every_steps: int = 100
     """Steps between checkpoints; one more stands at the end."""
     keep_last: int = 2
@@ -73,6 +76,11 @@ class CheckpointSettings(Settings):
     """Checkpoints in a row that may fail to be written, on a full disk, before the run ends."""
     milestone_every_steps: int = 0
     """Steps between checkpoints that are kept for good; 0 for none."""
+
+
+def checkpoint_location(folder: str | None) -> str | None:
+    """Where checkpoints lie if not in the run folder: a URL, or an absolute path."""
+    return str(output_path(folder)) if folder and "://" not in folder else folder
 
 
 class GuardSettings(Settings):
@@ -171,6 +179,11 @@ class PretrainSettings(Settings):
         return output_path(self.run_folder or f"runs/{self.name}")
 
     @property
+    def checkpoint_location(self) -> str | None:
+        """See the function of this name."""
+        return checkpoint_location(self.checkpoints.folder)
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         if self.duration.num_steps is not None:
@@ -202,7 +215,7 @@ class PretrainSettings(Settings):
     @model_validator(mode="after")
     def _check(self) -> "PretrainSettings":
         problems = [*self._duration_problems(), *self._batch_problems(), *self._rhythm_problems()]
-        problems += self._model_problems()
+        problems += [*self._model_problems(), *self._storage_problems()]
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -242,6 +255,15 @@ class PretrainSettings(Settings):
                 "set it to language_model"
             )
         return problems
+
+    def _storage_problems(self) -> list[str]:
+        if self.run_folder is None or "://" not in self.run_folder:
+            return []
+        return [
+            f"run_folder: got {self.run_folder}, and a run's own folder needs files that only one "
+            "driver can create, which pyarrow's file systems do not offer; put it on storage that "
+            f"all nodes mount, and its checkpoints there: checkpoints.folder: {self.run_folder}"
+        ]
 
     def _rhythm_problems(self) -> list[str]:
         every = self.checkpoints.every_steps

@@ -83,7 +83,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     note = _notes(run_folder, attempt.number) if boundary.rank == 0 else _no_note
     sinks = _sinks(job, state, engine) if boundary.rank == 0 else None
     heldout = _heldout(job, boundary)
-    saver = Saver(run_folder, settings.checkpoints, attempt.number)
+    saver = Saver(run_folder, settings, attempt, checkpoint)
 
     def save(current: TrainState) -> None:
         kept = {

@@ -238,7 +238,7 @@ def failed_save(folder: Path) -> str:
         raise OSError(28, "No space left on device")
 
     if dist.get_rank() == 1:
-        catalogue.write_rank_file = fail
+        catalogue.save_slices = fail
     engine = make_engine("twin")
     try:
         Catalogue(folder).save(3, engine, {})
@@ -326,3 +326,73 @@ def _digest(state: dict[str, Any]) -> str:
         for tensor in tensors:
             digest.update(tensor.numpy().tobytes())
     return digest.hexdigest()
+
+
+FP16 = {"dtype": "float16", "gradient_clip_norm": 0.5, "loss_scale_growth_steps": 3}
+TOO_LARGE = 2.0**24
+
+
+def fp16_life(folder: str) -> dict[str, Any]:
+    """Every backend in fp16: a calm curve, and one whose loss scale begins far too high.
+
+    The second is saved after ten steps and goes on for five more.
+    """
+    found = {}
+    for name in (*BACKENDS, *OFFLOADED):
+        calm = make_engine(name, **{**FP16, "loss_scale_growth_steps": 99}, initial_loss_scale=64)
+        searching = make_engine(name, **FP16, initial_loss_scale=TOO_LARGE)
+        first = [try_step(searching, step) for step in range(10)]
+        Catalogue(Path(folder) / name).save(10, searching, {})
+        found[name] = {
+            "calm": [try_step(calm, step) for step in range(20)],
+            "searching": [*first, *(try_step(searching, step) for step in range(10, 15))],
+            "end": _digest(snapshot(searching)),
+        }
+    return found
+
+
+def fp16_second_life(folder: str) -> dict[str, Any]:
+    """The last five steps of `fp16_life`, from its checkpoints."""
+    found = {}
+    for name in (*BACKENDS, *OFFLOADED):
+        checkpoint = Catalogue(Path(folder) / name).newest()
+        assert checkpoint is not None
+        engine = make_engine(name, **FP16)
+        load_checkpoint(engine, checkpoint)
+        steps = [try_step(engine, step) for step in range(10, 15)]
+        found[name] = {"searching": steps, "end": _digest(snapshot(engine))}
+    return found
+
+
+def try_step(engine: Engine, step: int) -> dict[str, Any]:
+    """One step, applied where its gradient is finite."""
+    everything = global_micro_batches(step)
+    before = snapshot(engine)
+    backward_all(engine, everything)
+    health = engine.prepare()
+    is_good = bool(health.is_finite)
+    if is_good:
+        engine.apply(LEARNING_RATE)
+    else:
+        engine.discard()
+        assert is_same(before, snapshot(engine))
+    return {
+        "loss": mean_loss(engine, everything),
+        "norm": float(health.grad_norm),
+        "scale": health.loss_scale,
+        "applied": is_good,
+    }
+
+
+def save_at(url: str, step: int, is_ready: Any) -> None:
+    """Commit a checkpoint there, after saying so."""
+    engine, found = make_engine("twin"), Catalogue(url)
+    is_ready.set()
+    found.save(step, engine, {"next_row": step})
+
+
+def look_at(url: str, sender: Any) -> None:
+    """Send the newest step there, 0 for none, and how many checkpoints are damaged."""
+    found = Catalogue(url)
+    newest = found.newest()
+    sender.send((newest.step if newest else 0, len(found.damaged)))

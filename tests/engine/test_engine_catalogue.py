@@ -146,7 +146,7 @@ def test_a_failing_disk_leaves_older_checkpoints_and_no_rest(tmp_path, engine, m
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(catalogue_module, "write_rank_file", fail)
+    monkeypatch.setattr(catalogue_module, "save_slices", fail)
     with pytest.raises(CheckpointError, match=r"rank 0: OSError: .*No space left"):
         kept.save(2, engine, {})
     assert names(tmp_path) == ["checkpoint-00000001"]

@@ -17,7 +17,7 @@ from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import Catalogue
 from glm_dist.errors import LaunchError
 from glm_dist.train import attempt
-from glm_dist.train.guard import Guard, GuardMemory, Verdict
+from glm_dist.train.guard import Figures, Guard, GuardMemory, Verdict
 from glm_dist.train.settings import GuardSettings
 from glm_dist.train.state import Ending
 
@@ -28,7 +28,7 @@ def verdicts(losses, norms=None, **settings):
     guard = Guard(GuardSettings(**settings), GuardMemory())
     norms = norms or [1.0] * len(losses)
     return [
-        guard.judge(step, step * BATCH, *pair)
+        guard.judge(step, step * BATCH, Figures(*pair))
         for step, pair in enumerate(zip(losses, norms, strict=True))
     ]
 
@@ -63,7 +63,8 @@ def test_an_outlier_costs_one_step_and_does_not_spoil_the_window(which):
     values[300] *= 50
     clean = GuardMemory()
     guard = Guard(GuardSettings(), clean)
-    found = [guard.judge(i, 0, *pair) for i, pair in enumerate(zip(losses, norms, strict=True))]
+    pairs = enumerate(zip(losses, norms, strict=True))
+    found = [guard.judge(i, 0, Figures(*pair)) for i, pair in pairs]
     assert [i for i, verdict in enumerate(found) if verdict is not Verdict.APPLY] == [300]
     assert max(clean.losses) < 10
     assert max(clean.grad_norms) < 3
@@ -85,12 +86,43 @@ def test_a_memory_read_back_decides_alike():
     memory = GuardMemory()
     guard = Guard(GuardSettings(), memory)
     for step, loss in enumerate(losses):
-        guard.judge(step, step * BATCH, loss, 1.0)
+        guard.judge(step, step * BATCH, Figures(loss, 1.0))
     kept = GuardMemory(**json.loads(json.dumps(vars(memory))))
     assert kept.num_bad == 1
     for loss in (30.0, 4.0):
-        again = Guard(GuardSettings(), kept).judge(201, 201 * BATCH, loss, 1.0)
-        assert again is guard.judge(201, 201 * BATCH, loss, 1.0)
+        again = Guard(GuardSettings(), kept).judge(201, 201 * BATCH, Figures(loss, 1.0))
+        assert again is guard.judge(201, 201 * BATCH, Figures(loss, 1.0))
+
+
+def overflows(steps, num_steps=200):
+    """Verdicts of a healthy curve whose gradient overflows at some steps."""
+    guard = Guard(GuardSettings(), GuardMemory())
+    found = []
+    for step, loss in enumerate(noisy(num_steps)):
+        norm = math.inf if step in steps else 1.0
+        found.append(guard.judge(step, step * BATCH, Figures(loss, norm, loss_scale=1024.0)))
+    return found, guard._memory
+
+
+def test_the_search_for_a_loss_scale_and_an_overflow_now_and_then_cost_their_steps_alone():
+    steps = [*range(10), 60, 90, 120, 130, 150]
+    found, _ = overflows(steps)
+    assert [i for i, verdict in enumerate(found) if verdict is not Verdict.APPLY] == steps
+    assert Verdict.REWIND not in found
+
+
+def test_a_loss_scale_that_collapses_is_a_rewind_to_before_its_first_overflow():
+    found, memory = overflows([100, 104, 110, 118], num_steps=119)
+    assert found[118] is Verdict.REWIND
+    assert found.count(Verdict.REWIND) == 1
+    assert memory.first_bad == (100, 100 * BATCH)
+
+
+@pytest.mark.parametrize("figures", [Figures(math.nan, math.inf, 64.0), Figures(4.0, math.inf)])
+def test_what_no_loss_scale_explains_is_a_bad_step_as_ever(figures):
+    guard = Guard(GuardSettings(), GuardMemory())
+    verdicts = [guard.judge(step, 0, figures) for step in range(3)]
+    assert verdicts == [Verdict.DISCARD, Verdict.DISCARD, Verdict.REWIND]
 
 
 @pytest.fixture(scope="module")
@@ -193,7 +225,7 @@ def test_a_driver_killed_around_a_rewind_never_resumes_what_was_abandoned(
             patch.setattr(Catalogue, "_sweep_retired", lambda self: None)
             patch.setattr(attempt, "_create", die)
         else:
-            patch.setattr("glm_dist.engine.catalogue.rename_folder", die)
+            patch.setattr("glm_dist.engine.store.rename_folder", die)
         with pytest.raises(KeyboardInterrupt):
             runner.run()
     resumed = attempt.decide_attempt(tmp_path, runner.settings, runner.prints, 1)

@@ -151,7 +151,7 @@ class FullDisk:
 
     def __init__(self, monkeypatch, refused):
         self.saves = 0
-        write = catalogue.write_rank_file
+        write = catalogue.save_slices
 
         def write_or_refuse(*arguments):
             self.saves += 1
@@ -159,7 +159,7 @@ class FullDisk:
                 raise OSError(errno.ENOSPC, "No space left on device")
             return write(*arguments)
 
-        monkeypatch.setattr(catalogue, "write_rank_file", write_or_refuse)
+        monkeypatch.setattr(catalogue, "save_slices", write_or_refuse)
 
 
 def test_a_full_disk_is_outlived_and_the_older_checkpoint_stays(
@@ -205,18 +205,18 @@ def test_training_goes_on_while_a_checkpoint_is_written(
     undisturbed, dataset, tmp_path, monkeypatch
 ):
     """What is written is the state of its step, however far training has come meanwhile."""
-    write, seen = catalogue.write_rank_file, []
+    write, seen = catalogue.save_slices, []
 
-    def write_later(folder, *arguments):
+    def write_later(path, *arguments):
         deadline = time.monotonic() + 20
-        while folder.name.startswith("checkpoint-00000004") and time.monotonic() < deadline:
+        while path.parent.name.startswith("checkpoint-00000004") and time.monotonic() < deadline:
             if max(runner.losses(), default=0) >= 7:
                 seen.append("step 7 was done before")
                 break
             time.sleep(0.01)
-        return write(folder, *arguments)
+        return write(path, *arguments)
 
-    monkeypatch.setattr(catalogue, "write_rank_file", write_later)
+    monkeypatch.setattr(catalogue, "save_slices", write_later)
     runner = Runner(dataset, make_settings(dataset), tmp_path)
     with pytest.raises(KilledError):
         runner.run(break_at=7)
