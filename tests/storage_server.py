@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Iterator
 
-import pytest
 from pyarrow import fs
 
 BUCKET = "checkpoints"
@@ -19,7 +18,6 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 @contextlib.contextmanager
 def s3_server() -> Iterator[str]:
     """The URL of an empty bucket, with what pyarrow needs to find it in the query."""
-    pytest.importorskip("moto", reason="the S3 server of the extra `s3` is not installed")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
