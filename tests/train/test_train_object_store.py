@@ -31,7 +31,8 @@ def place(server, tmp_path):
 
 
 def settings_at(dataset, place):
-    return make_settings(dataset, checkpoints={"every_steps": 4, "folder": place})
+    checkpoints = {"every_steps": 4, "folder": place, "asynchronous": False}
+    return make_settings(dataset, checkpoints=checkpoints)
 
 
 def test_a_killed_run_goes_on_from_s3_as_if_nothing_had_been(dataset, place, tmp_path):
@@ -61,9 +62,10 @@ def test_a_run_that_lost_its_place_to_another_commits_nothing_more(dataset, plac
     plain = runner.batches
 
     def batches(state):
-        for number, rows in enumerate(plain(state)):
-            if number == 10:  # after the first checkpoint somebody removes the mark and takes it
-                store = Catalogue(place).store
+        taken = False
+        for rows in plain(state):
+            if not taken and Catalogue(place).survey():  # somebody removes the mark and takes it
+                store, taken = Catalogue(place).store, True
                 (store.folder / "owner.json").unlink()
                 store.claim("another")
             yield rows
