@@ -25,7 +25,7 @@ def main(dataset_folder: Path, mounted: Path) -> None:
         dataset,
         duration={"num_steps": STEPS},
         model={"hidden_size": 64},
-        checkpoints={"every_steps": 4, "keep_last": 9},
+        checkpoints={"every_steps": 4, "keep_last": 9, "asynchronous": False},
     )
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", mounted], check=True)
     runs = [run(dataset, settings, mounted / f"run-{tenth}", tenth) for tenth in range(11)]
