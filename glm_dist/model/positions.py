@@ -6,6 +6,7 @@ attention to the layers all the same.
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from glm_dist.model.attention import Attend
 from glm_dist.model.settings import ModelSettings
@@ -24,18 +25,21 @@ def build_rotary(
     blocks = block_position_ids if scale == 1 else block_position_ids / scale
     size, base = settings.head_size, settings.rotary_base
     if settings.positions == "rotary_2d":
-        return Rotary2D(positions, blocks, size, base, dtype)
+        return Rotary(angles_2d(positions, blocks, size, base), dtype)
     if settings.positions == "rotary_1d":
-        return Rotary1D(positions + blocks, size, base, dtype)
-    return RotaryHalf(positions + blocks, size, base, dtype)
+        return Rotary(angles_1d(positions + blocks, size, base), dtype)
+    return Rotary(angles_half(positions + blocks, size, base), dtype)
 
 
 class Rotary:
-    """A rotation by angles [B, S, …], of which cosine and sine are kept once for all heads."""
+    """A rotation of pairs of elements, of which cosine and sine are kept once for all heads."""
 
     def __init__(self, angles: Tensor, dtype: torch.dtype) -> None:
-        self._cos = angles.cos().to(dtype)[:, None]
-        self._sin = angles.sin().to(dtype)[:, None]
+        """Args: [B, S, groups, W], where a head is laid out as (groups, 2, W); type of states."""
+        self._width = angles.shape[-1]
+        cos, sin = angles.cos(), angles.sin()
+        self._cos = torch.stack((cos, cos), dim=-2).flatten(-3).to(dtype)[:, None]
+        self._sin = torch.stack((-sin, sin), dim=-2).flatten(-3).to(dtype)[:, None]
 
     def __call__(self, attend: Attend) -> Attend:
         """`attend` on rotated queries and keys."""
@@ -47,66 +51,25 @@ class Rotary:
 
     def _rotate(self, states: Tensor) -> Tensor:
         """States [B, H, S, D], turned."""
-        raise NotImplementedError
-
-    def _turn(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Both elements of each pair, turned."""
-        return (
-            first * self._cos - second * self._sin,
-            second * self._cos + first * self._sin,
-        )
+        others = states.unflatten(-1, (-1, 2, self._width)).flip(-2).flatten(-3)
+        return torch.addcmul(states * self._cos, others, self._sin)
 
 
-class Rotary2D(Rotary):
-    """ChatGLM-6B's rotation: half of each head by the position, half by the block position."""
-
-    def __init__(
-        self,
-        position_ids: Tensor,
-        block_position_ids: Tensor,
-        head_size: int,
-        base: float,
-        dtype: torch.dtype,
-    ) -> None:
-        """Args: positions [B, S] of the new tokens; head width; base of the wave lengths; dtype."""
-        waves = _frequencies(head_size // 2, base, position_ids.device)
-        # Both halves of a half turn by the same angles, [B, S, 2, head size / 4].
-        both = torch.stack((position_ids, block_position_ids), dim=-1)[..., None]
-        super().__init__(both * waves, dtype)
-
-    def _rotate(self, states: Tensor) -> Tensor:
-        """States laid out as (axis, half, D / 4)."""
-        first, second = states.unflatten(-1, (2, 2, -1)).unbind(-2)
-        return torch.stack(self._turn(first, second), dim=-2).flatten(-3)
+def angles_2d(positions: Tensor, blocks: Tensor, head_size: int, base: float) -> Tensor:
+    """ChatGLM-6B's: half of each head by the position, half by the block position."""
+    waves = _frequencies(head_size // 2, base, positions.device)
+    return torch.stack((positions, blocks), dim=-1)[..., None] * waves
 
 
-class Rotary1D(Rotary):
-    """GLM-130B's rotation: element i of a head's first half with element i of its second."""
-
-    def __init__(
-        self, position_ids: Tensor, head_size: int, base: float, dtype: torch.dtype
-    ) -> None:
-        waves = _frequencies(head_size, base, position_ids.device)
-        super().__init__(position_ids[..., None] * waves, dtype)
-
-    def _rotate(self, states: Tensor) -> Tensor:
-        return torch.cat(self._turn(*states.chunk(2, dim=-1)), dim=-1)
+def angles_1d(positions: Tensor, head_size: int, base: float) -> Tensor:
+    """GLM-130B's: element i of a head's first half with element i of its second."""
+    return (positions[..., None] * _frequencies(head_size, base, positions.device))[..., None, :]
 
 
-class RotaryHalf(Rotary):
-    """GLM-4's rotation: neighbours (0, 1), (2, 3), … of a head's first half; the rest stays."""
-
-    def __init__(
-        self, position_ids: Tensor, head_size: int, base: float, dtype: torch.dtype
-    ) -> None:
-        waves = _frequencies(head_size // 2, base, position_ids.device)
-        super().__init__(position_ids[..., None] * waves, dtype)
-
-    def _rotate(self, states: Tensor) -> Tensor:
-        turning, resting = states.chunk(2, dim=-1)
-        first, second = turning.unflatten(-1, (-1, 2)).unbind(-1)
-        turned = torch.stack(self._turn(first, second), dim=-1).flatten(-2)
-        return torch.cat((turned, resting), dim=-1)
+def angles_half(positions: Tensor, head_size: int, base: float) -> Tensor:
+    """GLM-4's: neighbours (0, 1), (2, 3), … of a head's first half; the rest stays."""
+    angles = positions[..., None] * _frequencies(head_size // 2, base, positions.device)
+    return F.pad(angles, (0, head_size // 4))[..., None]
 
 
 def _frequencies(size: int, base: float, device: torch.device) -> Tensor:

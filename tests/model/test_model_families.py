@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from glm_dist.metrics.flops import training_flops
 from glm_dist.model import GLM, ModelSettings, build_model
 from glm_dist.model.attention import dense_attend
-from glm_dist.model.positions import Rotary1D, RotaryHalf, build_rotary
+from glm_dist.model.positions import Rotary, angles_1d, angles_half, build_rotary
 from glm_dist.train.flops import shape_of
 
 
@@ -83,8 +83,9 @@ def rotated(rotary, states):
 def test_a_rotation_of_one_position_is_its_formula(kind):
     torch.manual_seed(0)
     states, positions = torch.randn(1, 3, 4, 16, dtype=torch.float64), [0, 3, 9, 9]
-    build = Rotary1D if kind == "rotary_1d" else RotaryHalf
-    actual = rotated(build(torch.tensor([positions]), 16, 10_000.0, torch.float64), states)
+    build = angles_1d if kind == "rotary_1d" else angles_half
+    rotary = Rotary(build(torch.tensor([positions]), 16, 10_000.0), torch.float64)
+    actual = rotated(rotary, states)
     expected = states.clone()
     if kind == "rotary_1d":  # halves of the whole head
         pairs, width = [(i, i + 8) for i in range(8)], 16

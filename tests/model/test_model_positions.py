@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from glm_dist.model import ModelSettings, build_model
-from glm_dist.model.positions import Rotary2D
+from glm_dist.model.positions import Rotary, angles_2d
 from glm_dist.objective import dense_mask
 
 PART_A, PART_B = 11, 6
@@ -44,7 +44,8 @@ def test_the_rotation_is_the_formula_in_float64():
         return inputs[2]
 
     value = torch.randn(1, 1, 5, 12, dtype=torch.float64)
-    Rotary2D(*ids, 12, 10_000.0, torch.float64)(attend)(query[None, None], key[None, None], value)
+    rotary = Rotary(angles_2d(*ids, 12, 10_000.0), torch.float64)
+    rotary(attend)(query[None, None], key[None, None], value)
     for got, plain in zip(seen["inputs"], (query, key), strict=False):
         torch.testing.assert_close(got[0, 0], written_out(plain, positions), rtol=0, atol=1e-6)
     assert seen["inputs"][2] is value
