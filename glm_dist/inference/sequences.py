@@ -32,6 +32,8 @@ class Group:
     """Part A, int64."""
     keys: list[bytes]
     """What the content of each of its blocks is known by."""
+    adapter: int = 0
+    """Which of the engine's adapters it asks for, from 1; 0 for the model alone."""
     num_open: int = 0
     """Answers that have not ended."""
     cached_tokens: int | None = None
@@ -205,9 +207,10 @@ class Generated(Sequence):
             self.generated.append(token)
             self.num_generated += 1
             taken = self._take_text(blank, token, settings)
-        if taken.finish_reason is None:
+        is_followed = taken.finish_reason is None or len(self.blanks) > 1
+        if taken.token is not None and is_followed:
             self._feed(token, self.blank.place, self.num_generated + 1)
-        else:
+        if taken.finish_reason is not None:
             self.blanks = self.blanks[1:]
             if self.blanks:
                 self._begin_blank(special, texts)

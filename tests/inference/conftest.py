@@ -162,6 +162,8 @@ def uncached(tokenizer):
                     [*positions, blank.place],
                     [*blocks, block],
                 )
+                if block > blank.sampling.max_tokens:
+                    break
                 mask = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril()
                 if not model.settings.causal:
                     mask[:, :count] = True
@@ -174,8 +176,6 @@ def uncached(tokenizer):
                     break
                 taken.append(token)
                 logprobs.append(float(logits.log_softmax(-1)[token]))
-                if block == blank.sampling.max_tokens:
-                    break
                 block += 1
             answers.append((taken, logprobs))
         return answers
