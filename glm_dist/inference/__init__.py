@@ -2,7 +2,7 @@
 
 from glm_dist.inference.engine import Engine
 from glm_dist.inference.generator import Generation, Generator
-from glm_dist.inference.load import load_model
+from glm_dist.inference.load import load_model, open_engine
 from glm_dist.inference.requests import (
     Alternative,
     AnyRequest,
@@ -44,4 +44,5 @@ __all__ = [
     "Scores",
     "Usage",
     "load_model",
+    "open_engine",
 ]

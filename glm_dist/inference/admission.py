@@ -28,6 +28,21 @@ def check_is_language_model(settings: ModelSettings) -> None:
         )
 
 
+def check_adapter(request: AnyRequest, names: Sequence[str]) -> None:
+    """Refuse a request for an adapter that is not there.
+
+    Raises:
+        RequestError: with those that are.
+    """
+    if request.adapter is not None and request.adapter not in names:
+        known = f"there are {', '.join(names)}" if names else "there are none"
+        raise RequestError(
+            f"adapter {request.adapter!r} is not loaded; {known}",
+            param="adapter",
+            code="model_not_found",
+        )
+
+
 def check_request(
     request: AnyRequest, settings: ModelSettings, tokenizer: Tokenizer, limits: EngineLimits
 ) -> None:

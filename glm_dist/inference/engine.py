@@ -6,14 +6,16 @@ serves many clients calls it from one thread.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.errors import RequestError
-from glm_dist.inference.admission import check_is_language_model, check_request
+from glm_dist.inference.adapters import Adapters
+from glm_dist.inference.admission import check_adapter, check_is_language_model, check_request
 from glm_dist.inference.blocks import BlockPool, block_keys
 from glm_dist.inference.detokenize import TokenTexts
 from glm_dist.inference.edits import build_edits
@@ -47,16 +49,23 @@ class Engine:
     """Answers requests with one model, many at a time."""
 
     def __init__(
-        self, model: GLM, tokenizer: Tokenizer, limits: EngineLimits | None = None
+        self,
+        model: GLM,
+        tokenizer: Tokenizer,
+        limits: EngineLimits | None = None,
+        adapters: Mapping[str, AdapterFolder] | None = None,
     ) -> None:
-        """Args: a model on its device in its precision; its tokenizer; sizes."""
+        """Args: a model on its device; its tokenizer; sizes; adapters by the requests' names."""
         check_is_language_model(model.settings)
         self.tokenizer, self.settings = tokenizer, model.settings
         self.limits = limits or EngineLimits()
         self.texts = TokenTexts(tokenizer)
         num_blocks = self.limits.cache_tokens // self.limits.block_tokens
         self._pool = BlockPool(num_blocks)
-        self._runner = Runner(model, self.limits, num_blocks)
+        beside = Adapters(adapters)
+        self.adapters = beside.names
+        """Names of the adapters that requests can ask for."""
+        self._runner = Runner(model, self.limits, num_blocks, beside)
         self._scheduler = Scheduler(self.limits, self._pool, causal=model.settings.causal)
         special = tokenizer.special
         self._ends = frozenset((special.eop, special.eos))
@@ -105,6 +114,7 @@ class Engine:
                 f"{self.limits.max_waiting} answers are waiting already; try again later",
                 code="overloaded",
             )
+        check_adapter(request, self.adapters)
         check_request(request, self.settings, self.tokenizer, self.limits)
         group = self._open(request)
         answers = list(self._begin(group))
@@ -137,8 +147,9 @@ class Engine:
         self._last = {}
         if plan.chunks:
             outputs += self._prefill(plan.chunks)
-        for start in range(0, len(plan.rows), self.limits.decode_rows):
-            rows = plan.rows[start : start + self.limits.decode_rows]
+        size = self._runner.max_decode_rows
+        for start in range(0, len(plan.rows), size):
+            rows = plan.rows[start : start + size]
             outputs += self._decode([row for row in rows if row.sequence.group.num_open])
         self._steps += 1
         return outputs
@@ -159,15 +170,17 @@ class Engine:
     def _open(self, request: AnyRequest) -> Group:
         tokens = np.asarray(request.tokens, dtype=np.int64)
         salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
+        name = request.adapter
         self._arrivals += 1
         keys = block_keys(
             tokens,
             self.limits.block_tokens,
             causal=self.settings.causal,
-            salt=repr((salt, None if self.limits.shares_prompts else self._arrivals)),
+            salt=repr((salt, name, None if self.limits.shares_prompts else self._arrivals)),
         )
         self._prompt_tokens += len(tokens)
-        return Group(request, self._arrivals, tokens, keys)
+        number = 0 if name is None else 1 + self.adapters.index(name)
+        return Group(request, self._arrivals, tokens, keys, number)
 
     def _begin(self, group: Group) -> Iterator[Answer]:
         """The answers that a request asks for."""
@@ -208,7 +221,7 @@ class Engine:
             yield Embedding(answer.group.request.id, tuple(vector.tolist()))
 
     def _decode(self, rows: Sequence[Row]) -> Iterator[Output]:
-        """One tile: its tokens into the cache, and what is chosen after them."""
+        """One pass: its tokens into the cache, and what is chosen after them."""
         if not rows:
             return
         logits = self._runner.decode(rows)

@@ -1,70 +1,69 @@
-"""Linear maps whose every row meets one kernel shape, whatever else is in the batch.
+"""Linear maps whose every row rounds alike, whatever else is in the batch.
 
 They stand apart as a substitution in a copy of the model: the layers of training are those of
 decoding, and only `nn.Linear` is another. A matrix product of another number of rows may sum in
-another order, so products run in tiles of a fixed number of rows, and a row's result does not
-depend on its neighbours. On the CPU the weights are laid out once as oneDNN's kernels want them.
+another order, so products run in tiles of the sizes that were found to sum alike, and a row's
+result does not depend on its neighbours.
 """
 
 import copy
-from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
+from glm_dist.inference.adapters import Adapters, LowRank
+from glm_dist.inference.products import Multiply, build_product
+from glm_dist.inference.tiles import RowTiles
 from glm_dist.model import GLM
-
-Multiply = Callable[[Tensor], Tensor]
 
 
 class RowTiledLinear(nn.Module):
-    """`weight @ x + bias` in tiles of `decode_rows` or `prefill_rows` rows."""
+    """`weight @ x + bias`, a tile of rows at a time, and what an adapter adds to it."""
 
     def __init__(
-        self, weight: Tensor, bias: Tensor | None, *, decode_rows: int, prefill_rows: int
+        self, out_features: int, multiply: Multiply, tiles: RowTiles, beside: LowRank | None = None
     ) -> None:
+        """Args: columns of its outputs; the product of a tile; their sizes; adapters."""
         super().__init__()
-        self.out_features = weight.shape[0]
-        self._multiply = _build_multiply(weight, bias, prefill_rows)
-        self._decode_rows, self._prefill_rows = decode_rows, prefill_rows
+        self.out_features = out_features
+        self._multiply, self._tiles, self._beside = multiply, tiles, beside
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Outputs [..., out] of inputs [..., in]; the number of rows is one tile or several."""
+        """Outputs [..., out] of inputs [..., in]; the number of rows is a sum of tiles."""
         flat = inputs.flatten(0, -2)
-        if len(flat) == self._decode_rows:
-            outputs = self._multiply(flat)
-        else:
-            outputs = flat.new_empty(len(flat), self.out_features)
-            for start in range(0, len(flat), self._prefill_rows):
-                tile = slice(start, start + self._prefill_rows)
-                outputs[tile] = self._multiply(flat[tile])
+        if not len(flat):
+            return inputs.new_empty(*inputs.shape[:-1], self.out_features)
+        outputs = self._tiles.run(self._multiply, flat)
+        if self._beside is not None:
+            outputs = self._beside.add(flat, outputs)
         return outputs.view(*inputs.shape[:-1], self.out_features)
 
 
-def _build_multiply(weight: Tensor, bias: Tensor | None, rows: int) -> Multiply:
-    weight, bias = weight.detach(), None if bias is None else bias.detach()
-    if not _can_pack(weight):
-        return lambda tile: F.linear(tile, weight, bias)
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-    multiply = torch.ops.mkldnn._linear_pointwise
-    return lambda tile: multiply(tile, packed, bias, "none", [], "")
+def tiled_copy(
+    model: GLM, tiles: RowTiles, adapters: Adapters, dtype: torch.dtype, is_int8: bool = False
+) -> tuple[GLM, RowTiledLinear]:
+    """The model in `dtype` with tiled maps, and its head.
 
-
-def _can_pack(weight: Tensor) -> bool:
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return False
-    bf16 = weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype == torch.float32 or bf16
-
-
-def tiled_copy(model: GLM, *, decode_rows: int, prefill_rows: int) -> tuple[GLM, RowTiledLinear]:
-    """The model with tiled maps, and its head; other parameters are shared with `model`."""
-    tiles = {"decode_rows": decode_rows, "prefill_rows": prefill_rows}
-    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    Parameters that have the type already are shared with `model`. In int8 the maps of the layers
+    are so, and what chooses the tokens stays in `dtype`.
+    """
+    shared = {id(tensor): _as_type(tensor, dtype) for tensor in _tensors(model)}
     tiled = copy.deepcopy(model, memo=shared).eval()
-    for module in list(tiled.modules()):
+    for path, module in list(tiled.named_modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                setattr(module, name, RowTiledLinear(child.weight, child.bias, **tiles))
-    return tiled, RowTiledLinear(tiled.head.weight, None, **tiles)
+                product = build_product(child.weight, child.bias, is_int8)
+                beside = adapters.beside(f"{path}.{name}", child.weight, child.bias, tiles)
+                setattr(module, name, RowTiledLinear(child.out_features, product, tiles, beside))
+    table = tiled.head.weight
+    return tiled, RowTiledLinear(len(table), build_product(table, None, is_int8=False), tiles)
+
+
+def _tensors(model: GLM) -> list[Tensor]:
+    return [*model.parameters(), *model.buffers()]
+
+
+def _as_type(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype == dtype or not tensor.is_floating_point():
+        return tensor
+    return nn.Parameter(tensor.detach().to(dtype), requires_grad=False)

@@ -46,13 +46,21 @@ class Piece:
     is_causal: bool = False
     """Whether each query sees one key more than the one before it."""
 
+    @property
+    def padded_keys(self) -> int:
+        """The length that its keys are padded to."""
+        if self.num_answer_keys:
+            return padded_length(self.answer_start + self.num_answer_keys)
+        return padded_length(self.num_prompt_keys + (self.num_rows - 1) * self.is_causal)
+
 
 @dataclass(frozen=True)
 class _Group:
     """Pieces of one shape, as index tensors that all layers share."""
 
-    rows: Tensor
-    """[B x padded rows] rows of the pass that are its queries; padding repeats the first."""
+    rows: Tensor | slice
+    """[B x padded rows] rows of the pass that are its queries; padding repeats the first. A slice
+    where they stand side by side."""
     real: Tensor | None
     """Those of `rows` that are no padding, or None where all are real."""
     table: Tensor
@@ -60,6 +68,22 @@ class _Group:
     bias: Tensor
     """[B, 1, 1 or padded rows, keys]: 0 where a key is seen, else -inf."""
     num_pieces: int
+
+    def take(self, states: Tensor) -> Tensor:
+        """Its queries [B x padded rows, ...] among the rows of the pass."""
+        if isinstance(self.rows, slice):
+            return states[self.rows]
+        return states.index_select(0, self.rows)
+
+    def put(self, outputs: Tensor, mixed: Tensor) -> None:
+        """Write what its queries made to the rows of the pass."""
+        if isinstance(self.rows, slice):
+            mixed[self.rows] = outputs
+        elif self.real is None:
+            mixed.index_copy_(0, self.rows, outputs)
+        else:
+            places = self.rows.index_select(0, self.real)
+            mixed.index_copy_(0, places, outputs.index_select(0, self.real))
 
 
 class PagedCache:
@@ -80,6 +104,13 @@ class PagedCache:
             torch.zeros(shape, dtype=dtype, device=device) for _ in range(settings.num_layers)
         ]
         self.block_tokens, self.device, self.dtype = block_tokens, device, dtype
+        self._gathered = self.layers[0].new_empty(0, *shape[1:])
+
+    def gather(self, pages: Tensor, table: Tensor) -> Tensor:
+        """The blocks of a layer that a table names, until the next call."""
+        if len(self._gathered) < len(table):
+            self._gathered = self._gathered.new_empty(2 * len(table), *self._gathered.shape[1:])
+        return torch.index_select(pages, 0, table, out=self._gathered[: len(table)])
 
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros where a broken text may have left numbers that are not finite."""
@@ -141,22 +172,17 @@ class PagedPass:
         rows = query[0].transpose(0, 1)
         mixed = rows.new_zeros(rows.shape)
         for group in self._groups:
-            outputs = _attend_group(pages, rows.index_select(0, group.rows), group, prefix)
-            if group.real is None:
-                mixed.index_copy_(0, group.rows, outputs)
-            else:
-                places = group.rows.index_select(0, group.real)
-                mixed.index_copy_(0, places, outputs.index_select(0, group.real))
+            blocks = self._cache.gather(pages, group.table)
+            group.put(_attend_group(blocks, group.take(rows), group, prefix), mixed)
         return mixed.transpose(0, 1)[None]
 
 
-def _attend_group(pages: Tensor, queries: Tensor, group: _Group, prefix: Tensor | None) -> Tensor:
+def _attend_group(blocks: Tensor, queries: Tensor, group: _Group, prefix: Tensor | None) -> Tensor:
     """Queries [B x Sq, H, D] to outputs of that shape."""
     count, (total, heads, size) = group.num_pieces, queries.shape
-    kv_heads, num_queries = pages.shape[3], total // count
+    kv_heads, num_queries = blocks.shape[3], total // count
     shared = heads // kv_heads
-    gathered = pages.index_select(0, group.table).view(count, -1, 2, kv_heads, size)
-    keys, values = gathered.transpose(1, 3).unbind(2)
+    keys, values = blocks.view(count, -1, 2, kv_heads, size).transpose(1, 3).unbind(2)
     # Query heads that share a key head become queries of that head.
     split = queries.view(count, num_queries, kv_heads, shared, size).permute(0, 2, 3, 1, 4)
     bias = group.bias
@@ -175,10 +201,7 @@ def _attend_group(pages: Tensor, queries: Tensor, group: _Group, prefix: Tensor 
 def _build_groups(cache: PagedCache, pieces: Sequence[Piece]) -> list[_Group]:
     shapes: dict[tuple[int, int, bool], list[Piece]] = {}
     for piece in pieces:
-        seen = piece.num_prompt_keys + (piece.num_rows - 1 if piece.is_causal else 0)
-        if piece.num_answer_keys:
-            seen = piece.answer_start + piece.num_answer_keys
-        shape = (piece.padded_rows, padded_length(seen), piece.is_causal)
+        shape = (piece.padded_rows, piece.padded_keys, piece.is_causal)
         shapes.setdefault(shape, []).append(piece)
     return [_build_group(cache, group, *shape) for shape, group in shapes.items()]
 
@@ -204,7 +227,7 @@ def _build_group(
         torch.from_numpy(~seen), -torch.inf
     )
     return _Group(
-        rows=torch.from_numpy((firsts + np.where(is_real, offsets, 0)).ravel()).to(cache.device),
+        rows=_as_run((firsts + np.where(is_real, offsets, 0)).ravel(), cache.device),
         real=None
         if is_real.all()
         else torch.from_numpy(np.flatnonzero(is_real.ravel())).to(cache.device),
@@ -212,3 +235,10 @@ def _build_group(
         bias=bias[:, None].to(cache.device),
         num_pieces=len(pieces),
     )
+
+
+def _as_run(rows: np.ndarray, device: torch.device) -> Tensor | slice:
+    first, last = int(rows[0]), int(rows[-1])
+    if np.array_equal(rows, np.arange(first, last + 1)):
+        return slice(first, last + 1)
+    return torch.from_numpy(rows).to(device)

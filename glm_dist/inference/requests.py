@@ -112,6 +112,8 @@ class Request:
     """Smaller goes first; equals go in the order of their coming."""
     cache_salt: str = ""
     """Keys and values are shared only between requests of the same salt."""
+    adapter: str | None = None
+    """The engine's adapter that answers; null for the model alone."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ class ScoreRequest:
     """Likeliest alternatives wanted at each place."""
     priority: int = 0
     cache_salt: str = ""
+    adapter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -140,6 +143,7 @@ class EmbedRequest:
     id: str
     tokens: Sequence[int]
     priority: int = 0
+    adapter: str | None = None
 
 
 AnyRequest: TypeAlias = Request | ScoreRequest | EmbedRequest

@@ -1,47 +1,72 @@
 """The model's passes: prompts into the cache, and tokens of answers to logits.
 
-It stands apart as the one place that lays texts side by side for the model. Both passes have fixed
-shapes that padding fills up, so what a token computes does not depend on what lies beside it.
+It stands apart as the one place that lays texts side by side for the model. Both passes have
+shapes that round alike and that padding fills up, so what a token computes does not depend on what
+lies beside it.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from glm_dist.inference.adapters import Adapters
+from glm_dist.inference.alike import alike_sizes
 from glm_dist.inference.linear import tiled_copy
 from glm_dist.inference.paged import QUERY_TILE, PagedCache, PagedPass, Piece, padded_length
+from glm_dist.inference.precision import compute_dtype
 from glm_dist.inference.scheduler import Chunk, Row
 from glm_dist.inference.settings import EngineLimits
+from glm_dist.inference.tiles import RowTiles
 from glm_dist.model import GLM
+
+DECODE_SIZES = (4, 8, 16, 24, 32, 48, 64)
+"""Rows of a decoding pass that are tried; on the processor four rows cost less than one."""
+PREFILL_SIZES = (16, 32, 64, 128, 256)
+"""Rows of a product in a prefill pass that are tried."""
+_TRIED_KEYS = 8  # what a tried row sees: itself and those before it in a group of so many
 
 
 class Runner:
     """A model with its cache."""
 
-    def __init__(self, model: GLM, limits: EngineLimits, num_blocks: int) -> None:
+    def __init__(
+        self, model: GLM, limits: EngineLimits, num_blocks: int, adapters: Adapters
+    ) -> None:
         weight = next(model.parameters())
+        dtype = compute_dtype(limits.dtype, weight.dtype, weight.device)
         self._settings, self._limits = model.settings, limits
+        self._tiles, self._adapters = RowTiles(), adapters
         self._model, self._head = tiled_copy(
-            model, decode_rows=limits.decode_rows, prefill_rows=limits.prefill_rows
+            model, self._tiles, adapters, dtype, limits.dtype == "int8"
         )
         prefix = model.prefix_states()
-        self._prefix = None if prefix is None else prefix.detach().to(weight.dtype)
+        self._prefix = None if prefix is None else prefix.detach().to(dtype)
         self._model.prefix_encoder = None
         self.cache = PagedCache(
             model.settings,
             num_blocks=num_blocks,
             block_tokens=limits.block_tokens,
-            dtype=weight.dtype,
+            dtype=dtype,
             device=weight.device,
         )
+        self._decode_sizes = self._alike_sizes(model, limits.decode_rows, DECODE_SIZES)
+        self._prefill_sizes = self._alike_sizes(model, limits.prefill_rows, PREFILL_SIZES)
+
+    @property
+    def max_decode_rows(self) -> int:
+        """Rows of the largest decoding pass."""
+        return max(self._decode_sizes, default=self._limits.max_running)
 
     def prefill(self, chunks: Sequence[Chunk]) -> list[Tensor] | None:
         """Compute parts of prompts; their hidden states, where one of them is to be embedded."""
         total = sum(chunk.end - chunk.start for chunk in chunks)
-        padded = -(-total // self._limits.prefill_rows) * self._limits.prefill_rows
-        tokens, positions, slots = np.zeros((3, padded), dtype=np.int64)
+        unit = min(self._prefill_sizes, default=1)
+        padded = -(-total // unit) * unit
+        self._tiles.use(self._prefill_sizes)
+        tokens, positions, slots, adapters = np.zeros((4, padded), dtype=np.int64)
         pieces: list[Piece] = []
         first = 0
         for chunk in chunks:
@@ -50,8 +75,10 @@ class Runner:
             tokens[rows] = chunk.sequence.group.tokens[places]
             positions[rows] = places
             slots[rows] = self.cache.slots(chunk.sequence.prompt_blocks, places)
+            adapters[rows] = chunk.sequence.group.adapter
             pieces += self._prompt_pieces(chunk, first)
             first += len(places)
+        self._adapters.select(adapters, self.cache.layers[0])
         is_embedded = any(chunk.sequence.group.is_embedding for chunk in chunks)
         past = PagedPass(self.cache, slots, pieces, prefix=self._prefix, skips_last=not is_embedded)
         hidden = self._hidden(tokens, positions, np.zeros_like(tokens), past, is_embedded)
@@ -60,22 +87,69 @@ class Runner:
         return list(hidden[:total].split([chunk.end - chunk.start for chunk in chunks]))
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
-        """fp32 logits [decode_rows, V] of at most as many tokens; those past `rows` are padding."""
-        tokens, positions, blocks, slots = np.zeros((4, self._limits.decode_rows), dtype=np.int64)
+        """fp32 logits [padded rows, V] of at most `max_decode_rows` tokens."""
+        sizes = self._decode_sizes or (len(rows),)
+        padded = next(size for size in sizes if size >= len(rows))
+        tokens, positions, blocks, slots, adapters = np.zeros((5, padded), dtype=np.int64)
+        answers = [self._answer_piece(row) for row in rows]
+        # Those of one length stand side by side, so that they attend without being gathered.
+        order = sorted(range(len(rows)), key=lambda number: answers[number].padded_keys)
         pieces = []
-        for place, row in enumerate(rows):
-            sequence, index = row.sequence, row.index
+        for place, number in enumerate(order):
+            sequence, index = rows[number].sequence, rows[number].index
             tokens[place] = sequence.tokens[index]
             positions[place] = sequence.positions[index]
+            adapters[place] = sequence.group.adapter
             blocks[place] = sequence.block_positions[index]
             block, offset = divmod(index, self._limits.block_tokens)
             slots[place] = sequence.answer_blocks[block] * self._limits.block_tokens + offset
-            pieces.append(self._answer_piece(row, place))
+            pieces.append(replace(answers[number], first_row=place))
+        self._tiles.use(self._decode_sizes)
+        self._adapters.select(adapters, self.cache.layers[0])
         past = PagedPass(self.cache, slots, pieces, prefix=self._prefix)
         hidden = self._hidden(tokens, positions, blocks, past, is_wanted=True)
+        places = np.arange(padded)
+        places[order] = places[: len(rows)]
+        return self._logits(hidden.index_select(0, torch.from_numpy(places).to(hidden.device)))
+
+    def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden).float()
         logits[:, self._settings.vocab_size :] = -torch.inf
         return logits
+
+    def _alike_sizes(self, model: GLM, period: int, candidates: Sequence[int]) -> tuple[int, ...]:
+        """Rows of a pass that round as `period` rows do, smallest first; none where any may."""
+        if not self._limits.fixed_shapes:
+            return ()
+        key = self._limits.block_tokens, self._limits.dtype, self._adapters.names
+        return alike_sizes(model, lambda size: self._try(size, period), period, candidates, *key)
+
+    @torch.inference_mode()
+    def _try(self, size: int, period: int) -> Tensor:
+        """Logits [size, V] of rows that repeat after `period`, each seeing some before it."""
+        self._tiles.use((size,))
+        row, unit = np.arange(size), self._limits.block_tokens
+        tokens = np.random.default_rng(0).integers(self._settings.vocab_size, size=period)
+        owners = row % period % (1 + len(self._adapters.names))
+        self._adapters.select(owners, self.cache.layers[0])
+        place = row % _TRIED_KEYS
+        pieces = [
+            Piece(
+                index, 1, 1, [1 + index // unit], num_prompt_keys=0,
+                answer_start=index // _TRIED_KEYS * _TRIED_KEYS % unit,
+                num_answer_keys=index % _TRIED_KEYS + 1,
+            )
+            for index in row.tolist()
+        ]  # fmt: skip
+        cache = PagedCache(
+            self._settings,
+            num_blocks=-(-size // unit),
+            block_tokens=unit,
+            dtype=self.cache.dtype,
+            device=self.cache.device,
+        )
+        past = PagedPass(cache, row + unit, pieces, prefix=self._prefix)
+        return self._logits(self._hidden(tokens[row % period], place, place, past, True))
 
     def _hidden(
         self,
@@ -110,10 +184,10 @@ class Runner:
             for start in range(chunk.start, chunk.end, QUERY_TILE)
         ]
 
-    def _answer_piece(self, row: Row, place: int) -> Piece:
+    def _answer_piece(self, row: Row) -> Piece:
         sequence = row.sequence
         return Piece(
-            place,
+            0,
             1,
             1,
             [*sequence.prompt_blocks, *sequence.answer_blocks],

@@ -7,6 +7,8 @@ from pydantic import Field
 from glm_dist.config import Settings
 from glm_dist.inference.requests import SamplingSettings
 
+Precision = Literal["auto", "float32", "bfloat16", "int8"]
+
 
 class GenerationSettings(Settings):
     """Greedy by default; temperature above 0 samples."""
@@ -35,11 +37,15 @@ class GenerationSettings(Settings):
 
 
 class EngineLimits(Settings):
-    """Sizes of an engine, which set its speed and memory.
+    """Sizes and precision of an engine, which set its speed and memory.
 
-    The last bits of log-probabilities follow from `block_tokens`, `decode_rows` and `prefill_rows`,
-    the shapes of all kernels, and from nothing else here.
+    The last bits of log-probabilities follow from `dtype`, `block_tokens`, `decode_rows` and
+    `prefill_rows`, which decide how all kernels round, and from nothing else here.
     """
+
+    dtype: Precision = "auto"
+    """Type that the model computes in. auto: that of its weights. int8: the maps of the layers
+    multiply whole numbers, with a scale for each row of the weights and of the inputs."""
 
     max_running: int = Field(32, ge=1)
     """Answers that are generated at a time."""
@@ -50,9 +56,13 @@ class EngineLimits(Settings):
     block_tokens: Literal[8, 16, 32, 64] = 16
     """Tokens of a block of the cache, the unit of allocation and of sharing."""
     decode_rows: int = Field(16, ge=8, multiple_of=8)
-    """Rows of every decoding pass, filled up where fewer texts run: one shape, one rounding."""
+    """Rows of a decoding pass, filled up where fewer texts run; passes of other sizes are used
+    where they were found to round as this one does."""
     prefill_rows: int = Field(64, ge=16, multiple_of=16)
-    """Tokens of every matrix product in a prefill pass, filled up."""
+    """Tokens of a matrix product in a prefill pass, filled up; other sizes as above."""
+    fixed_shapes: bool = True
+    """Whether passes have shapes that round alike; without, nothing is filled up, and the last
+    bits of an answer depend on what else runs."""
     prefill_tokens: int = Field(1024, ge=64)
     """Prompt tokens computed between two decoding passes; a longer prompt that cannot be cut
     runs alone."""

@@ -4,6 +4,7 @@ import resource
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import torch
 
 MASTER_AND_MOMENTS = 12  # fp32 weight and two fp32 moments
@@ -68,3 +69,10 @@ def peak_bytes(device: torch.device) -> int:
     # Not `getrusage`: Linux lets a new program inherit that peak from the one that started it.
     [line] = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
     return int(line.split()[1]) * 1024
+
+
+def available_bytes(device: torch.device) -> int:
+    """What this process could still take, of its GPU or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return psutil.virtual_memory().available

@@ -7,7 +7,7 @@ import torch
 
 from glm_dist.config import output_path
 from glm_dist.engine.export import model_folder, read_model_config
-from glm_dist.inference import Engine, load_model
+from glm_dist.inference import open_engine
 from glm_dist.serve.endpoints import Endpoints
 from glm_dist.serve.engine_thread import EngineThread
 from glm_dist.serve.settings import ServeSettings
@@ -27,11 +27,15 @@ def check_model(settings: ServeSettings) -> str:
 def open_endpoints(settings: ServeSettings) -> Endpoints:
     """The model loaded, its engine running."""
     torch.set_num_threads(settings.num_threads)
-    model, tokenizer = load_model(output_path(settings.model))
-    if settings.num_gpus and torch.cuda.is_available():
-        model = model.to("cuda")
-    engine = EngineThread(Engine(model, tokenizer, settings.engine))
     folder = model_folder(output_path(settings.model))
-    template = ChatTemplate.of_model(folder, tokenizer, model.settings)
-    name = check_model(settings)
-    return Endpoints(name, engine, tokenizer, model.settings, settings.limits, template)
+    device = "cuda" if settings.num_gpus and torch.cuda.is_available() else "cpu"
+    engine = open_engine(folder, settings.engine, device=device)
+    template = ChatTemplate.of_model(folder, engine.tokenizer, engine.settings)
+    return Endpoints(
+        check_model(settings),
+        EngineThread(engine),
+        engine.tokenizer,
+        engine.settings,
+        settings.limits,
+        template,
+    )

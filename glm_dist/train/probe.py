@@ -4,12 +4,13 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-import psutil
 import torch
 
 from glm_dist.data.rows import RowBuilder, Rows
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import EngineSettings, build_engine
+from glm_dist.engine.device import choose_device
+from glm_dist.metrics.memory import available_bytes
 from glm_dist.model import build_model
 from glm_dist.model.tuning import apply_tuning
 from glm_dist.train.settings import PretrainSettings
@@ -71,6 +72,4 @@ def probe_steps(settings: PretrainSettings, dataset: TokenDataset) -> list[float
 
 def free_bytes() -> int:
     """What this process could still take, on the device it would train on."""
-    if torch.cuda.is_available():
-        return torch.cuda.mem_get_info()[0]
-    return psutil.virtual_memory().available
+    return available_bytes(choose_device())

@@ -26,18 +26,19 @@ def run(engine, requests, rng):
     return outputs
 
 
-def tight_limits(rng):
+def tight_limits(rng, **changes):
     """Sizes at which prompts are cut, answers preempted and tiles half filled."""
     return EngineLimits(
         max_running=int(rng.integers(2, 24)),
         cache_tokens=int(rng.choice([224, 288, 400])),
         prefill_tokens=int(rng.choice([64, 128, 512])),
         shares_prompts=bool(rng.random() < 0.7),
+        **changes,
     )
 
 
-def alone(model, tokenizer, request, collect):
-    return collect(Engine(model, tokenizer).generate([request]))
+def alone(model, tokenizer, request, collect, **changes):
+    return collect(Engine(model, tokenizer, EngineLimits(**changes)).generate([request]))
 
 
 @pytest.fixture
@@ -53,17 +54,17 @@ def replayed(monkeypatch):
     return counts
 
 
-def check_batches(model, tokenizer, random_requests, collect, num_batches, seed):
+def check_batches(model, tokenizer, random_requests, collect, num_batches, seed, **changes):
     rng = np.random.default_rng(seed)
     requests = random_requests(rng, NUM_REQUESTS, longest=100, max_tokens=20)
     expected = {}
     for request in requests:
-        expected |= alone(model, tokenizer, request, collect)
+        expected |= alone(model, tokenizer, request, collect, **changes)
     for _ in range(num_batches):
         chosen = [
             requests[i] for i in rng.permutation(NUM_REQUESTS)[: rng.integers(3, NUM_REQUESTS)]
         ]
-        engine = Engine(model, tokenizer, tight_limits(rng))
+        engine = Engine(model, tokenizer, tight_limits(rng, **changes))
         answers = collect(run(engine, chosen, rng))
         ids = {request.id for request in chosen}
         assert answers == {key: value for key, value in expected.items() if key[0] in ids}
@@ -78,12 +79,23 @@ def test_answers_are_bitwise_those_of_the_request_alone(
     assert sum(replayed) > 20
 
 
+@pytest.mark.slow
 def test_answers_are_bitwise_the_same_on_two_threads_too(
     tokenizer, make_model, random_requests, collect
 ):
     torch.set_num_threads(2)
     model = make_model("ours", hidden_size=64, ffn_hidden_size=352)
     check_batches(model, tokenizer, random_requests, collect, 3, seed=4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("some", ["ours", "glm_4"])
+def test_answers_are_bitwise_alike_in_every_precision(
+    some, dtype, tokenizer, make_model, random_requests, collect, replayed
+):
+    model = make_model(some)
+    check_batches(model, tokenizer, random_requests, collect, 3, seed=10, dtype=dtype)
+    assert sum(replayed) > 5
 
 
 @pytest.mark.slow
