@@ -5,15 +5,14 @@ fresh process, as a worker is one.
 """
 
 import json
-import multiprocessing
-import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from typing import Any
+
+from _apart import apart
 
 from glm_dist.config import output_path
 from glm_dist.train.settings import PretrainSettings
@@ -122,21 +121,9 @@ def fresh_folder() -> Path:
 
 
 def _apart(function: Callable[..., Any], kind: str, settings: PretrainSettings) -> Any:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(_start, function, kind, settings).result()
-
-
-def _start(function: Callable[..., Any], kind: str, settings: PretrainSettings) -> Any:
-    """In the process that measures: as many threads as a worker has; others' chatter to a log."""
-    import torch
-
-    torch.set_num_threads(max(1, int(settings.workers.cpus_per_worker)))
-    log = output_path("benchmarks/contestants.log")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    return function(kind, settings)
+    """In a process that has as many threads as a worker."""
+    num_threads = max(1, int(settings.workers.cpus_per_worker))
+    return apart(function, kind, settings, num_threads=num_threads)
 
 
 def _measure(kind: str, settings: PretrainSettings) -> Turn:

@@ -1,0 +1,32 @@
+"""Runs a measurement in a process of its own, as what it measures would run.
+
+It stands apart because all benchmarks do so: nothing that another measurement loaded, warmed or
+left behind counts.
+"""
+
+import multiprocessing
+import os
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+from glm_dist.config import output_path
+
+
+def apart(function: Callable[..., Any], *arguments: Any, num_threads: int) -> Any:
+    """What `function` gives in a fresh process with that many threads of torch."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_start, function, arguments, num_threads).result()
+
+
+def _start(function: Callable[..., Any], arguments: tuple[Any, ...], num_threads: int) -> Any:
+    """In the process that measures; others' chatter goes to a log."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    log = output_path("benchmarks/contestants.log")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    return function(*arguments)
