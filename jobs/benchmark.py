@@ -3,11 +3,14 @@
 
 python jobs/benchmark.py train [--peers] [--json FILE] [--docs FOLDER] [--config FILE] [key=value …]
 python jobs/benchmark.py parts [--json FILE] [--docs FOLDER] [key=value …]
+python jobs/benchmark.py serve [--quick] [--turns N] [--json FILE] [--docs FOLDER] [key=value …]
 
 train: tokens/s of the whole distributed path (Ray Data → one DeepSpeed worker under Ray Train)
 against a bare torch loop over the same rows and, with --peers, against the Trainer of transformers,
 by turns. --also measures a second model in the same run.
 parts: seconds and peak bytes of the loss and of attention against their plain versions.
+serve: tokens a CPU-second of the engine against transformers' generate, one by one and in static
+batches, and its continuous batching, with the same weights and requests, by turns.
 """
 
 import argparse
@@ -25,6 +28,11 @@ from _job import run_job
 from _parts import PartsSettings, cost_of, describe_parts
 from _parts import parts as all_parts
 from _ray import connect
+from _serve_contest import PEERS, QUICK, Answered, Entry, ServeContestSettings, entries, prepare
+from _serve_contest import measure as measure_entry
+from _serve_page import collect as collect_serving
+from _serve_page import describe as describe_serving
+from _serve_page import draw as draw_serving
 
 from glm_dist.config import load_config, output_path
 from glm_dist.errors import ConfigError
@@ -135,10 +143,7 @@ def show(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
     load = figures["load_average_before"]
     print(f"\nload         {load:.1f} processes were running before it began")
     print(f"runs         {output_path('benchmarks')}")
-    if arguments.json:
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
-        Path(arguments.json).write_text(text, encoding="utf-8")
-        print(f"figures      {arguments.json}")
+    write_json(figures, arguments)
     if arguments.docs:
         draw(Path(arguments.docs) / "train-tokens_per_second.png", figures["sizes"])
         page = publish(Path(arguments.docs), "train", describe(figures["sizes"]), figures, {})
@@ -159,14 +164,64 @@ def parts(settings: PartsSettings, arguments: argparse.Namespace) -> None:
             shown = f"{cost['seconds'] * 1e3:9,.1f} ms {cost['peak_bytes'] / 2**20:9,.0f} MiB"
             print(f"{part:<26}{kind:<16}{shown}", flush=True)
     figures = {"costs": costs, "settings": settings.model_dump(), "origin": provenance()}
-    if arguments.json:
-        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
-        Path(arguments.json).write_text(text, encoding="utf-8")
-        print(f"figures      {arguments.json}")
+    write_json(figures, arguments)
     if arguments.docs:
         page = publish(Path(arguments.docs), "parts", describe_parts(settings, costs), figures, {})
         print(f"page         {page}")
     print("next         python jobs/benchmark.py train --peers   # the whole way")
+
+
+def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None:
+    """All contestants by turns; the engine against the best of transformers."""
+    from glm_dist.metrics.provenance import provenance
+
+    settings = QUICK if arguments.quick else settings
+    load, folder = os.getloadavg()[0], prepare(settings)
+    print(f"model        {settings.model.num_parameters / 1e6:,.1f} million parameters: {folder}")
+    turns: dict[Entry, list[Answered]] = {}
+    errors: dict[str, str] = {}
+    for number in range(1, arguments.turns + 1):
+        for entry in entries(settings):
+            label = f"turn {number}/{arguments.turns}  {str(entry):<44}"
+            try:
+                found = measure_entry(entry, settings, folder)
+            except Exception as error:  # a peer's failure is a finding
+                if entry.kind not in PEERS:
+                    raise
+                errors[entry.kind] = " ".join(str(error).split())[:300]
+                print(f"{label} {errors[entry.kind]}", flush=True)
+                continue
+            turns.setdefault(entry, []).append(found)
+            speed = found.num_tokens / found.cpu_seconds
+            print(f"{label} {speed:8,.1f} tokens a CPU-second", flush=True)
+    figures = collect_serving(settings, turns, errors)
+    show_serving({**figures, "load_average_before": load, "origin": provenance()}, arguments)
+
+
+def show_serving(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Print the ratios and write what was asked for."""
+    from glm_dist.metrics.publish import publish
+
+    print()
+    for name in ("vs_transformers_best", "fixed_shapes_cost", "prefix_vs_causal"):
+        shown = ", ".join(f"{key}: {value:.3f}" for key, value in figures[name].items())
+        print(f"{name:<24} {shown}")
+    print(f"{'equal_tokens_fp32':<24} {figures['equal_tokens_fp32']}")
+    print(f"load                     {figures['load_average_before']:.1f} before it began")
+    write_json(figures, arguments)
+    if arguments.docs:
+        draw_serving(Path(arguments.docs) / "serve-tokens.png", figures)
+        page = publish(Path(arguments.docs), "serve", describe_serving(figures), figures, {})
+        print(f"page         {page}")
+    print("next         python jobs/serve.py   # answer over HTTP")
+
+
+def write_json(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """The figures as the file that was asked for."""
+    if arguments.json:
+        text = json.dumps(figures, indent=1, ensure_ascii=False) + "\n"
+        Path(arguments.json).write_text(text, encoding="utf-8")
+        print(f"figures      {arguments.json}")
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -184,6 +239,14 @@ def add_train_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--turns", type=int, default=3, help="measurements of each by turns")
 
 
+def add_serve_flags(parser: argparse.ArgumentParser) -> None:
+    """Those of `serve`."""
+    add_flags(parser)
+    parser.set_defaults(config=str(ROOT / "jobs/configs/benchmark_serve.yaml"))
+    parser.add_argument("--quick", action="store_true", help="a small model, in seconds")
+    parser.add_argument("--turns", type=int, default=3, help="measurements of each by turns")
+
+
 def run(name: str, argv: list[str]) -> int:
     """One of the benchmarks; its exit code."""
     about: dict[str, Any] = {"description": __doc__ or "", "argv": argv}
@@ -191,6 +254,8 @@ def run(name: str, argv: list[str]) -> int:
         return run_job(train, PretrainSettings, add_flags=add_train_flags, **about)
     if name == "parts":
         return run_job(parts, PartsSettings, add_flags=add_flags, **about)
+    if name == "serve":
+        return run_job(serve, ServeContestSettings, add_flags=add_serve_flags, **about)
     print(__doc__)
     return 0 if name in ("--help", "-h") else 2
 

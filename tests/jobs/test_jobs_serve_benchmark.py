@@ -1,0 +1,59 @@
+"""The serving benchmark: all answer the same requests, and the figures say who was how fast."""
+
+import json
+
+import benchmark
+import pytest
+from _serve_contest import QUICK, Answered, Entry, entries
+from _serve_page import collect
+
+
+def answered(cpu_seconds, answers):
+    return Answered(seconds=cpu_seconds / 2, cpu_seconds=cpu_seconds, answers=answers)
+
+
+def test_every_contestant_takes_part_in_every_number_of_slots():
+    found = list(entries(QUICK))
+    assert {(each.kind, each.slots) for each in found} == {
+        (kind, slots) for kind in ("ours", "generate", "continuous batching") for slots in (1, 4)
+    } | {("ours, free shapes", 4), ("ours, prefix", 4)}
+
+
+def test_ratios_are_against_the_fastest_peer_and_the_worst_of_them_is_shown():
+    right, wrong = [[1, 2], [3]], [[1, 2], [4]]
+    turns = {
+        Entry("ours", "short", "float32", 1): [answered(1, right), answered(3, right)],
+        Entry("generate", "short", "float32", 1): [answered(4, right)],
+        Entry("continuous batching", "short", "float32", 1): [answered(3, right)],
+        Entry("ours", "short", "bfloat16", 1): [answered(2, wrong)],
+        Entry("generate", "short", "bfloat16", 1): [answered(2.5, right)],
+        Entry("ours, free shapes", "short", "bfloat16", 1): [answered(1.6, right)],
+        Entry("ours, prefix", "short", "bfloat16", 1): [answered(2.5, right)],
+    }
+    figures = collect(QUICK, turns, {})
+    assert figures["vs_transformers_best"] == {1: pytest.approx(1.25)}
+    ours, theirs = (3 / 1 + 3 / 3) / 2, 3 / 3
+    assert figures["vs_transformers_best_by"][0]["ratio"] == pytest.approx(ours / theirs)
+    assert figures["fixed_shapes_cost"] == {"bfloat16": pytest.approx(0.2)}
+    assert figures["prefix_vs_causal"] == {"bfloat16": pytest.approx(0.8)}
+    assert figures["equal_tokens_fp32"]
+    turns[Entry("ours", "short", "float32", 1)] = [answered(1, wrong)]
+    assert not collect(QUICK, turns, {})["equal_tokens_fp32"]
+
+
+@pytest.mark.slow
+def test_the_quick_size_measures_all_and_writes_page_figures_and_picture(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setenv("GLM_DIST_HOME", str(tmp_path / "home"))
+    files = ["--json", str(tmp_path / "serve.json"), "--docs", str(tmp_path / "docs")]
+    assert benchmark.run("serve", ["--quick", "--turns", "1", *files]) == 0
+    figures = json.loads((tmp_path / "serve.json").read_text())
+    assert figures["equal_tokens_fp32"] is True
+    assert figures["errors"] == {}
+    assert figures["vs_transformers_best"].keys() == {"1", "4"}
+    assert all(cell["per_cpu_second"] > 0 for cell in figures["cells"])
+    page = (tmp_path / "docs/serve.md").read_text()
+    assert "tokens a CPU-second" in page
+    assert (tmp_path / "docs/serve-tokens.png").stat().st_size > 5000
+    assert "equal_tokens_fp32        True" in capsys.readouterr().out
