@@ -1,26 +1,41 @@
 #!/usr/bin/env python3
-"""Serve a finished model behind OpenAI's endpoints, and with what only a GLM can do: fill blanks.
+"""Serve finished models behind OpenAI's endpoints, and with what only a GLM can do: fill blanks.
 
 python jobs/serve.py model=runs/my_run [port=8000] [num_replicas=2] [api_keys=FILE]
+python jobs/serve.py model=runs/my_run --write-config serve.yaml    # for `serve deploy`
 """
 
 import argparse
 import logging
+import os
 import signal
 import sys
 import threading
+import time
+from pathlib import Path
 from typing import Any
 
+import yaml
 from _job import run_job
 from _ray import connect
 
-from glm_dist.serve.settings import ServeSettings
+from glm_dist.config import home, output_path
+from glm_dist.serve.settings import HostedModel, ServeSettings
+
+APPLICATION = "glm"
+LOOK_SECONDS = 0.2
+DRAIN_CALL_SECONDS = 5.0
 
 
 def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
+    if arguments.write_config:
+        return write_config(settings, Path(arguments.write_config))
     if arguments.without_ray:
         return serve_alone(settings)
+    # Read by Serve's processes when they start: an engine that is given up is not waited for.
+    os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
+    os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -31,18 +46,82 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     application = build(settings)
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
-    connect(settings.num_replicas * settings.num_threads + 1)
+    connect(logical_cpus(settings))
+    asked = on_signal()
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=quiet
     )
-    serve.run(application, name="glm", route_prefix="/", logging_config=quiet)
+    handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
     announce(settings)
-    wait_for_signal()
+    asked.wait()
     print("draining and stopping", flush=True)
-    serve.delete("glm")
+    drain(handle, settings.drain_seconds)
+    serve.delete(APPLICATION)
+    serve.shutdown()
     ray.shutdown()
     return 0
+
+
+def drain(handle: Any, seconds: float) -> None:
+    """Have new requests refused, and wait for those in work, for so long at most."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        counts = handle.broadcast("drain").results(
+            timeout_s=DRAIN_CALL_SECONDS, return_exceptions=True
+        )
+        if not sum(count for count in counts if isinstance(count, int)):
+            return
+        time.sleep(LOOK_SECONDS)
+
+
+def logical_cpus(settings: ServeSettings) -> int:
+    """Of a Ray of our own: for all engines, for their successors in an update, and one more."""
+    most = [(each.max_replicas or each.num_replicas, each) for each in settings.hosted]
+    engines = sum(
+        (count + -(-count * each.max_surge_percent // 100)) * each.num_threads
+        for count, each in most
+    )
+    return engines + 1
+
+
+def write_config(settings: ServeSettings, path: Path) -> int:
+    """Write what `serve deploy` takes, with absolute folders; nothing is started."""
+    from glm_dist.serve.opening import check_models
+
+    check_models(settings)
+    application = {
+        "name": APPLICATION,
+        "route_prefix": "/",
+        "import_path": "glm_dist.serve.deployment:build",
+        "runtime_env": {"env_vars": {"GLM_DIST_HOME": str(home())}},
+        "args": given(settings),
+    }
+    document = {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": settings.host, "port": settings.port},
+        "logging_config": {"log_level": "WARNING", "enable_access_log": False},
+        "applications": [application],
+    }
+    path.write_text(yaml.safe_dump(document, sort_keys=False, allow_unicode=True))
+    print(f"written      {path}")
+    print(f"next         serve deploy {path}")
+    return 0
+
+
+def given(settings: ServeSettings) -> dict[str, Any]:
+    """The settings that are not as by default, with absolute folders."""
+
+    def placed(hosted: HostedModel) -> dict[str, Any]:
+        own = hosted.model_dump(mode="json", exclude_defaults=True)
+        return {**own, "model": str(output_path(hosted.model))}
+
+    document = placed(settings)
+    if settings.api_keys is not None:
+        document["api_keys"] = str(Path(settings.api_keys).expanduser().absolute())
+    if settings.models:
+        document["models"] = [placed(hosted) for hosted in settings.models]
+    return document
 
 
 def serve_alone(settings: ServeSettings) -> int:
@@ -51,11 +130,12 @@ def serve_alone(settings: ServeSettings) -> int:
 
     from glm_dist.serve.app import build_app
     from glm_dist.serve.keys import ApiKeys
-    from glm_dist.serve.opening import check_model, open_endpoints
+    from glm_dist.serve.opening import check_models, describe, open_engine
 
-    check_model(settings)
+    check_models(settings)
     keys = ApiKeys.load(settings.api_keys)
-    endpoints = open_endpoints(settings)
+    engine = open_engine(settings)
+    endpoints = describe(settings).endpoints(engine, settings.limits)
     app = build_app(endpoints, keys, settings.limits)
 
     class Announcing(uvicorn.Server):
@@ -68,16 +148,16 @@ def serve_alone(settings: ServeSettings) -> int:
     Announcing(
         uvicorn.Config(app, host=settings.host, port=settings.port, log_level="warning")
     ).run()
-    endpoints.engine.close()
+    engine.close()
     return 0
 
 
 def announce(settings: ServeSettings) -> None:
     """Say where it answers, and how to ask."""
-    from glm_dist.serve.opening import check_model
+    from glm_dist.serve.opening import check_models
 
     url = f"http://{settings.host}:{settings.port}"
-    print(f"serving      {check_model(settings)} at {url}/v1")
+    print(f"serving      {', '.join(check_models(settings))} at {url}/v1")
     print(
         f"next         curl {url}/v1/infill -H 'content-type: application/json' "
         '-d \'{"input": "The [MASK] of a list is [MASK]."}\'',
@@ -85,17 +165,26 @@ def announce(settings: ServeSettings) -> None:
     )
 
 
-def wait_for_signal() -> None:
-    """Return at Ctrl-C or SIGTERM."""
+def on_signal() -> threading.Event:
+    """Set at Ctrl-C or SIGTERM; a second Ctrl-C ends the process at once."""
     asked = threading.Event()
+
+    def handle(number: int, _: object) -> None:
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        asked.set()
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked.set())
-    asked.wait()
+        signal.signal(number, handle)
+    return asked
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Flags that are no settings."""
     parser.add_argument("--without-ray", action="store_true", help="one engine in this process")
+    parser.add_argument(
+        "--write-config", metavar="FILE", help="write what `serve deploy` takes, and end"
+    )
 
 
 if __name__ == "__main__":

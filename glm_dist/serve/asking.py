@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 from glm_dist.errors import RequestError
 from glm_dist.inference import AnyRequest, Delta, EmbedRequest, Failure, Output, Scores
-from glm_dist.serve.engine_thread import EngineThread, Stream
+from glm_dist.serve.engine_thread import AnyEngine, Stream
 from glm_dist.serve.errors import ApiError, from_request_error
 from glm_dist.serve.keys import Caller
 from glm_dist.serve.protocol import StreamOptions
@@ -29,7 +29,7 @@ Answers: TypeAlias = dict[tuple[int, int, int], Answer]
 class Asker:
     """Asks one engine for many callers."""
 
-    def __init__(self, engine: EngineThread) -> None:
+    def __init__(self, engine: AnyEngine) -> None:
         self._engine, self._order = engine, FairOrder()
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from glm_dist.serve.asking import Asker, Reply, merged
 from glm_dist.serve.chat_protocol import ChatRequest, TokenizeRequest
 from glm_dist.serve.context import Context
 from glm_dist.serve.editor import EditorRequest
-from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.engine_thread import AnyEngine
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.keys import Caller
 from glm_dist.serve.limits import RequestLimits
@@ -41,7 +41,7 @@ class Endpoints:
     def __init__(
         self,
         name: str,
-        engine: EngineThread,
+        engine: AnyEngine,
         tokenizer: Tokenizer,
         settings: ModelSettings,
         limits: RequestLimits,

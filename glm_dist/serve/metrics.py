@@ -7,7 +7,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from glm_dist.inference import EngineStats
-from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.engine_thread import AnyEngine
 
 METRICS_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -28,7 +28,7 @@ _COUNTERS: dict[str, tuple[str, _Read]] = {
 class _Engines(Collector):
     """What the engines say of themselves, by model."""
 
-    def __init__(self, engines: Mapping[str, EngineThread]) -> None:
+    def __init__(self, engines: Mapping[str, AnyEngine]) -> None:
         self._engines = engines
 
     def collect(self) -> Iterator[Metric]:
@@ -48,7 +48,7 @@ class _Engines(Collector):
 class Metrics:
     """What `/metrics` shows."""
 
-    def __init__(self, engines: Mapping[str, EngineThread]) -> None:
+    def __init__(self, engines: Mapping[str, AnyEngine]) -> None:
         """Args: the engine of each model, by the model's name."""
         self._registry = CollectorRegistry()
         self._registry.register(_Engines(engines))

@@ -1,41 +1,101 @@
-"""From settings to an application that answers: model, engine, endpoints.
+"""From settings to what answers: model and engine in one place, endpoints there or in another.
 
 It stands apart from Ray, which calls it in every replica.
 """
 
+import hashlib
+import json
+from dataclasses import dataclass
+
 import torch
 
+from glm_dist import inference
 from glm_dist.config import output_path
 from glm_dist.engine.export import model_folder, read_model_config
-from glm_dist.inference import open_engine
+from glm_dist.errors import ConfigError
+from glm_dist.model import ModelSettings
 from glm_dist.serve.endpoints import Endpoints
-from glm_dist.serve.engine_thread import EngineThread
-from glm_dist.serve.settings import ServeSettings
+from glm_dist.serve.engine_thread import AnyEngine, EngineThread
+from glm_dist.serve.limits import RequestLimits
+from glm_dist.serve.settings import HostedModel, ServeSettings
 from glm_dist.serve.templates import ChatTemplate
+from glm_dist.tokenizer import Tokenizer
 
 
-def check_model(settings: ServeSettings) -> str:
+@dataclass(frozen=True)
+class Described:
+    """A finished model, but for its weights."""
+
+    name: str
+    """What clients call it by."""
+    tokenizer: Tokenizer
+    settings: ModelSettings
+    template: ChatTemplate
+
+    @property
+    def kind(self) -> str:
+        """Equal where requests built for one model mean the same to another."""
+        shape = self.settings.model_dump_json()
+        return hashlib.sha256(f"{self.tokenizer.sha256}{shape}".encode()).hexdigest()
+
+    def endpoints(self, engine: AnyEngine, limits: RequestLimits) -> Endpoints:
+        """What answers for it, with an engine here or elsewhere."""
+        return Endpoints(self.name, engine, self.tokenizer, self.settings, limits, self.template)
+
+
+def check_model(hosted: HostedModel) -> str:
     """The name that clients call the model by.
 
     Raises:
         ModelError: when there is no finished model.
     """
-    _, name = read_model_config(model_folder(output_path(settings.model)))
-    return settings.name or name
+    _, name = read_model_config(model_folder(output_path(hosted.model)))
+    return hosted.name or name
 
 
-def open_endpoints(settings: ServeSettings) -> Endpoints:
+def check_models(settings: ServeSettings) -> list[str]:
+    """The names of all models.
+
+    Raises:
+        ModelError: when one is not finished.
+        ConfigError: when two have one name.
+    """
+    names = [check_model(hosted) for hosted in settings.hosted]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(
+            f"models: {', '.join(twice)} stands for more than one; give each a name of its own"
+        )
+    return names
+
+
+def describe(hosted: HostedModel) -> Described:
+    """Its tokenizer, its shape and its template of dialogues, read from its folder.
+
+    Raises:
+        ModelError: when there is no finished model.
+    """
+    folder = model_folder(output_path(hosted.model))
+    settings, _ = read_model_config(folder)
+    tokenizer = Tokenizer.load(folder)
+    template = ChatTemplate.of_model(folder, tokenizer, settings)
+    return Described(check_model(hosted), tokenizer, settings, template)
+
+
+def open_engine(hosted: HostedModel) -> EngineThread:
     """The model loaded, its engine running."""
-    torch.set_num_threads(settings.num_threads)
-    folder = model_folder(output_path(settings.model))
-    device = "cuda" if settings.num_gpus and torch.cuda.is_available() else "cpu"
-    engine = open_engine(folder, settings.engine, device=device)
-    template = ChatTemplate.of_model(folder, engine.tokenizer, engine.settings)
-    return Endpoints(
-        check_model(settings),
-        EngineThread(engine),
-        engine.tokenizer,
-        engine.settings,
-        settings.limits,
-        template,
-    )
+    torch.set_num_threads(hosted.num_threads)
+    folder = model_folder(output_path(hosted.model))
+    device = "cuda" if hosted.num_gpus and torch.cuda.is_available() else "cpu"
+    return EngineThread(inference.open_engine(folder, hosted.engine, device=device))
+
+
+def weights_key(hosted: HostedModel, engine: EngineThread) -> str:
+    """Equal where two engines give the same bits: weights, shapes of kernels, hardware."""
+    folder = model_folder(output_path(hosted.model))
+    files = sorted(folder.glob("*.safetensors"))
+    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    limits = engine.engine.limits.model_dump(exclude={"max_running", "max_waiting"})
+    hardware = (torch.__version__, torch.backends.cpu.get_cpu_capability(), hosted.num_gpus > 0)
+    facts = [str(folder), stamps, limits, hardware, hosted.num_threads]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

@@ -6,7 +6,7 @@ from uuid import uuid4
 
 from glm_dist.errors import RequestError
 from glm_dist.inference import Blank, Delta, Failure, Request, SamplingSettings
-from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.engine_thread import AnyEngine
 from glm_dist.serve.errors import ApiError
 from glm_dist.tokenizer import Tokenizer
 
@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 5.0
 class Readiness:
     """Knows when a token came last, and asks for one where that is too long ago."""
 
-    def __init__(self, engine: EngineThread, tokenizer: Tokenizer) -> None:
+    def __init__(self, engine: AnyEngine, tokenizer: Tokenizer) -> None:
         self._engine = engine
         self._tokens = [tokenizer.special.enc, tokenizer.special.gmask]
         self._seen = 0
@@ -43,8 +43,9 @@ class Readiness:
         if self._engine.failure is not None:
             raise ApiError(503, "the engine is down")
         count = self._engine.stats.generated_tokens
-        if count != self._seen:
-            self._seen, self._proven_at = count, time.monotonic()
+        if count > self._seen:
+            self._proven_at = time.monotonic()
+        self._seen = count  # less than before where a replica has gone
 
     async def _generate(self) -> None:
         sampling = SamplingSettings(max_tokens=1, ignore_eos=True)

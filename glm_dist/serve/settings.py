@@ -3,6 +3,8 @@
 They stand apart so that a configuration is checked before torch, Ray or FastAPI are imported.
 """
 
+from typing import Literal, Self
+
 from pydantic import Field, model_validator
 
 from glm_dist.config import Settings
@@ -12,13 +14,70 @@ from glm_dist.serve.limits import RequestLimits
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class ServeSettings(Settings):
-    """One model behind one set of endpoints."""
+class WatchSettings(Settings):
+    """When an engine counts as unable to answer."""
+
+    probe_seconds: float = Field(10.0, gt=0)
+    """After so long without a token an engine is asked for one."""
+    unready_seconds: float = Field(8.0, gt=0)
+    """A step, or a probe, that takes longer makes an engine not ready: requests go elsewhere."""
+    wedged_seconds: float = Field(20.0, gt=0)
+    """A step that takes longer never ends: the engine is ended and another one started. Raise both
+    where the longest prompt takes longer on this hardware."""
+
+
+class ServedEngine(EngineLimits):
+    """Sizes of an engine that serves."""
+
+    max_waiting: int = Field(256, ge=1)
+    """Answers that may wait in each engine; for one more the client is told to come back (429)."""
+
+
+class HostedModel(Settings):
+    """One model, and the engines that answer with it."""
 
     model: str = "runs/demo"
     """A run's folder or a model's; below GLM_DIST_HOME if relative."""
     name: str | None = None
     """What clients call it; by default the name in its config."""
+    num_replicas: int = Field(1, ge=1)
+    """Engines, each with a copy of the model, when served by Ray Serve; the fewest of them where
+    max_replicas is given."""
+    max_replicas: int | None = Field(None, ge=1)
+    """The most engines; between the two their number follows the load. null: as num_replicas."""
+    target_load: float = Field(0.8, gt=0)
+    """The load that the number of engines aims at; 1 is an engine whose slots, or whose cache, are
+    just full, and answers that wait count too."""
+    upscale_seconds: float = Field(5.0, ge=0)
+    """So long the load is too high before engines are added."""
+    downscale_seconds: float = Field(60.0, ge=0)
+    """So long the load is low before engines are taken away, once they have nothing in work."""
+    max_surge_percent: int = Field(100, ge=0, le=100)
+    """Of the engines, so many new ones may start before old ones end in an update; with 0 old ones
+    end first, which takes no more room and leaves fewer engines meanwhile."""
+    num_threads: int = Field(1, ge=1)
+    """Threads of torch in each engine, and logical CPUs that it reserves."""
+    num_gpus: float = Field(0, ge=0)
+    """GPUs that each engine reserves; 0 serves on the processor."""
+    engine: ServedEngine = ServedEngine()
+    watch: WatchSettings = WatchSettings()
+
+    @model_validator(mode="after")
+    def _check_replicas(self) -> Self:
+        if self.max_replicas is not None and self.max_replicas < self.num_replicas:
+            raise ValueError(
+                f"max_replicas: got {self.max_replicas}, less than num_replicas, which is "
+                f"{self.num_replicas}; give at least as many"
+            )
+        return self
+
+
+class ServeSettings(HostedModel):
+    """An application: one model or several behind one set of endpoints."""
+
+    models: tuple[HostedModel, ...] = ()
+    """More models in the same application, each with these settings of its own; a request's `model`
+    says which one answers."""
     host: str = "127.0.0.1"
     """Address to listen at; beyond this machine only with keys."""
     port: int = Field(8000, ge=0, le=65535)
@@ -26,23 +85,31 @@ class ServeSettings(Settings):
     api_keys: str | None = None
     """File with a line for each API key: its SHA-256 in hex, and what it may do; null: no key is
     asked for."""
-    num_replicas: int = Field(1, ge=1)
-    """Engines, each with a copy of the model, when served by Ray Serve."""
-    num_threads: int = Field(1, ge=1)
-    """Threads of torch in each engine, and logical CPUs that it reserves."""
-    num_gpus: float = Field(0, ge=0)
-    """GPUs that each engine reserves; 0 serves on the processor."""
-    engine: EngineLimits = EngineLimits()
+    front: Literal["on", "off"] = "on"
+    """on: processes of their own take the requests and ask the engines, so that an engine can die
+    and none is lost. off: each engine takes requests itself, the shortest way."""
+    num_fronts: int = Field(1, ge=1)
+    """Such processes."""
+    drain_seconds: float = Field(60.0, gt=0)
+    """What is in work has so long to end when the application, or an engine, is asked to stop."""
     limits: RequestLimits = RequestLimits()
 
+    @property
+    def hosted(self) -> tuple[HostedModel, ...]:
+        """All models; the first answers where a request names none."""
+        own = {name: getattr(self, name) for name in HostedModel.model_fields}
+        return (HostedModel(**own), *self.models)
+
     @model_validator(mode="after")
-    def _check(self) -> "ServeSettings":
+    def _check(self) -> Self:
         if self.host not in LOOPBACK and self.api_keys is None:
             raise ValueError(
                 f"host: got {self.host!r} without api_keys; everyone who reaches this machine "
                 "could use the model: give a file of keys, or listen at 127.0.0.1"
             )
+        if self.front == "off" and self.models:
+            raise ValueError(
+                f"front: got 'off' with {len(self.models)} more models; an engine that takes its "
+                "requests itself has one: leave models out, or switch the front on"
+            )
         return self
-
-
-__all__ = ["LOOPBACK", "RequestLimits", "ServeSettings"]

@@ -13,7 +13,7 @@ from glm_dist.serve.app import build_app
 from glm_dist.serve.endpoints import Endpoints
 from glm_dist.serve.engine_thread import EngineThread
 from glm_dist.serve.keys import ApiKeys
-from glm_dist.serve.settings import RequestLimits
+from glm_dist.serve.limits import RequestLimits
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 
 TEXTS = ["The list returns its items in order.\n", "大學之道，在明明德。🦊", "naïve façade"] * 40

@@ -11,7 +11,8 @@ import pytest
 from glm_dist.errors import ConfigError
 from glm_dist.inference import EngineLimits
 from glm_dist.serve.keys import ApiKeys
-from glm_dist.serve.settings import RequestLimits, ServeSettings
+from glm_dist.serve.limits import RequestLimits
+from glm_dist.serve.settings import ServeSettings
 
 BODY = {"prompt": "The list", "max_tokens": 4, "temperature": 0}
 
