@@ -21,6 +21,9 @@ from glm_dist.serve.settings import HostedModel, ServeSettings
 from glm_dist.serve.templates import ChatTemplate
 from glm_dist.tokenizer import Tokenizer
 
+SEEN_BY_REQUESTS = ("vocab_size", "max_position_embeddings", "positions", "causal", "hidden_size")
+"""Of a model's settings, those that requests and replies depend on."""
+
 
 @dataclass(frozen=True)
 class Described:
@@ -35,7 +38,7 @@ class Described:
     @property
     def kind(self) -> str:
         """Equal where requests built for one model mean the same to another."""
-        shape = self.settings.model_dump_json()
+        shape = self.settings.model_dump_json(include=set(SEEN_BY_REQUESTS))
         return hashlib.sha256(f"{self.tokenizer.sha256}{shape}".encode()).hexdigest()
 
     def endpoints(self, engine: AnyEngine, limits: RequestLimits) -> Endpoints:

@@ -41,8 +41,12 @@ def write_model(folder, seed=0, **changes):
     settings = ModelSettings(
         preset=None, vocab_size=tokenizer.vocab_size, max_position_embeddings=1024, **shape
     )
-    torch.manual_seed(seed)
-    save_file(build_model(settings).state_dict(), folder / "model.safetensors")
+    rng = torch.Generator().manual_seed(seed)
+    weights = {
+        name: weight + 0.05 * torch.randn(weight.shape, generator=rng)
+        for name, weight in build_model(settings).state_dict().items()
+    }
+    save_file(weights, folder / "model.safetensors")
     config = {"model": settings.model_dump(mode="json"), "name": folder.name}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
@@ -220,7 +224,7 @@ class Load:
     async def _read(self, http, body, outcome):
         async with http.stream("POST", "/v1/completions", json=body) as reply:
             outcome.status = reply.status_code
-            async for line in reply.aiter_lines():
+            async for line in lines_of(reply):
                 if line == "data: [DONE]":
                     outcome.is_whole = not outcome.error
                 elif line.startswith("data: "):
@@ -231,3 +235,12 @@ class Load:
                         outcome.text += event["choices"][0]["text"]
                 elif line:
                     outcome.error += line[:300]
+
+
+async def lines_of(reply):
+    """Lines as server-sent events have them; httpx would cut at U+0085 and U+2028, too."""
+    rest = b""
+    async for part in reply.aiter_bytes():
+        *whole, rest = (rest + part).split(b"\n")
+        for line in whole:
+            yield line.decode()
