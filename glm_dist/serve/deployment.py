@@ -96,7 +96,7 @@ class Front:
             for each, pool in zip(described, self._pools, strict=True)
         ]
         keys = ApiKeys.load(settings.api_keys)
-        self._app = Draining(build_app(endpoints[0], keys, settings.limits))
+        self._app = Draining(build_app(endpoints, keys, settings.limits))
 
     def __serve_build_asgi_app__(self) -> Any:
         """What answers."""

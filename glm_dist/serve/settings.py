@@ -96,7 +96,7 @@ class ServeSettings(HostedModel):
 
     @property
     def hosted(self) -> tuple[HostedModel, ...]:
-        """All models; the first answers where a request names none."""
+        """All models, this one first."""
         own = {name: getattr(self, name) for name in HostedModel.model_fields}
         return (HostedModel(**own), *self.models)
 

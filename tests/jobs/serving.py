@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 ROOT = Path(__file__).parents[2]
 TEXTS = ["The list returns its items in order.\n", "naïve façade"] * 40
 START_SECONDS = 240
+BLOCKS = 2048
+"""Of an engine's cache, as it is by default."""
 TITLES = {
     "engine": "ServeReplica:glm:engine",
     "front": "ServeReplica:glm:front",
@@ -148,9 +151,11 @@ class Served:
             return False
 
     def gauge(self, name):
+        """Of all models together."""
         text = httpx.get(f"{self.url}/metrics", timeout=10).text
-        [line] = [line for line in text.splitlines() if line.startswith(f"{name} ")]
-        return float(line.split()[1])
+        return sum(
+            float(value) for value in re.findall(rf"^{name}(?:_total)?{{.*}} (\S+)$", text, re.M)
+        )
 
     def stop(self, seconds=90):
         """End it, and see that nothing is left; its exit code and what it said last."""
@@ -244,3 +249,15 @@ async def lines_of(reply):
         *whole, rest = (rest + part).split(b"\n")
         for line in whole:
             yield line.decode()
+
+
+def wait_for_engines(served, count):
+    """Until fronts know so many that answer; how long it took."""
+
+    def are_there():
+        try:
+            return served.gauge("glm_free_blocks") > (count - 0.5) * BLOCKS
+        except (httpx.HTTPError, ValueError):
+            return False
+
+    return served.wait_for(are_there)
