@@ -226,6 +226,7 @@ def served(path: str, folder: Path, settings: OnlineSettings) -> Iterator[Ask]:
             yield lambda asked: ask_over_http(port, asked)
         finally:
             server.terminate()
+            server.communicate()
 
 
 async def ask_over_http(port: int, asked: Asked) -> None:
