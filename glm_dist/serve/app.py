@@ -24,6 +24,7 @@ from glm_dist.serve.keys import ApiKeys, Caller, Scope
 from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.metrics import METRICS_TYPE, Metrics
 from glm_dist.serve.openapi import describe
+from glm_dist.serve.page import add_page
 from glm_dist.serve.protocol import Body, CompletionRequest, InfillRequest
 from glm_dist.serve.task_protocol import (
     ClassifyRequest,
@@ -79,6 +80,7 @@ def build_app(
     for post in POSTS:
         _add_post(app, post, models, limits)
     _add_lookups(app, models, metrics)
+    add_page(app)
     add_error_handlers(app)
     describe(app, {post.path: post.kind for post in POSTS})
     paths = {getattr(route, "path", "") for route in app.routes}

@@ -17,6 +17,7 @@ from glm_dist.serve import keys as api_keys
 from glm_dist.serve.errors import ApiError, error_response
 from glm_dist.serve.keys import ApiKeys, Caller
 from glm_dist.serve.metrics import Metrics
+from glm_dist.serve.page import is_of_page
 
 logger = logging.getLogger(__name__)
 PUBLIC_PATHS = ("/health", "/health/live", "/health/ready", "/version", "/openapi.json")
@@ -35,7 +36,7 @@ _HEADERS = {
 
 def is_public(path: str) -> bool:
     """Whether a path is answered without a key."""
-    return path in PUBLIC_PATHS
+    return path in PUBLIC_PATHS or is_of_page(path)
 
 
 class Guard:
