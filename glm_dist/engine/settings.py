@@ -58,8 +58,9 @@ class EngineSettings(Settings):
     """cpu: sharded weights live in host memory between uses; ZeRO 3 only."""
     overlap_communication: bool = True
     """Sum gradients while the backward pass still runs; GPUs with more than one rank only."""
-    reduce_bucket_elements: int = Field(500_000_000, ge=1)
-    """Gradient elements summed over ranks at a time; smaller needs less memory."""
+    reduce_bucket_elements: int = Field(16_000_000, ge=1)
+    """Gradient elements summed over ranks at a time: larger ones make fewer collectives, smaller
+    ones need less memory, fresh at every step."""
     prefetch_elements: int = Field(50_000_000, ge=0)
     """ZeRO 3: weight elements fetched ahead of their use."""
     max_live_elements: int = Field(1_000_000_000, ge=0)
