@@ -6,16 +6,24 @@ left behind counts.
 
 import multiprocessing
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from types import MappingProxyType
 from typing import Any
+from unittest import mock
 
 from glm_dist.config import output_path
 
 
-def apart(function: Callable[..., Any], *arguments: Any, num_threads: int) -> Any:
+def apart(
+    function: Callable[..., Any],
+    *arguments: Any,
+    num_threads: int,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Any:
     """What `function` gives in a fresh process with that many threads of torch."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with mock.patch.dict(os.environ, environment), ProcessPoolExecutor(1, context) as pool:
         return pool.submit(_start, function, arguments, num_threads).result()
 
 

@@ -19,6 +19,8 @@ from glm_dist.train.settings import PretrainSettings
 
 WARMUP_WINDOWS = 2
 PROFILED_STEPS, PROFILED_OPERATIONS = 2, 12
+AS_IT_COMES = "trainer"
+"""The contestant whose process is left as it is."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,7 @@ def run_bare_eagerly(settings: PretrainSettings) -> Turn:
 
 def run_trainer(settings: PretrainSettings) -> Turn:
     """The Trainer of transformers as it comes."""
-    return _apart(_measure, "trainer", settings)
+    return _apart(_measure, AS_IT_COMES, settings)
 
 
 def run_compiled_trainer(settings: PretrainSettings) -> Turn:
@@ -121,9 +123,16 @@ def fresh_folder() -> Path:
 
 
 def _apart(function: Callable[..., Any], kind: str, settings: PretrainSettings) -> Any:
-    """In a process that has as many threads as a worker."""
-    num_threads = max(1, int(settings.workers.cpus_per_worker))
-    return apart(function, kind, settings, num_threads=num_threads)
+    """In a process that has a worker's threads, and keeps its memory as a worker does."""
+    from glm_dist.engine.device import kept_memory
+
+    return apart(
+        function,
+        kind,
+        settings,
+        num_threads=max(1, int(settings.workers.cpus_per_worker)),
+        environment={} if kind == AS_IT_COMES else kept_memory(),
+    )
 
 
 def _measure(kind: str, settings: PretrainSettings) -> Turn:

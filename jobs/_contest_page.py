@@ -90,6 +90,8 @@ def describe(sizes: list[dict[str, Any]]) -> str:
         "included. *Bare loop* is torch alone over rows that lie ready in memory "
         "(`jobs/_bare_loop.py`). *transformers Trainer* trains the same shape on the same rows "
         "(`jobs/_trainer_peer.py`) in bf16 with fused AdamW, as it comes and with torch.compile. "
+        "All processes but that of the Trainer as it comes keep the memory that tensors free "
+        "(`KEPT_MEMORY` in `glm_dist/engine/device.py`). "
         "Median over windows, by turns in one run; only ratios mean anything elsewhere. The share "
         "of the matrix product's rate counts useful operations alone, against a product of 2,048 "
         f"by 2,048 in the same dtype and run.\n\n{chapters}\n"

@@ -28,6 +28,7 @@ from glm_dist.data.order import Range, RowSchedule
 from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_order
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
+from glm_dist.engine.device import kept_memory
 from glm_dist.engine.object_store import open_store
 from glm_dist.engine.store import OWNER_NAME
 from glm_dist.errors import ConfigError, GlmDistError, StepFailedError
@@ -163,12 +164,13 @@ class RayWorkers:
 
     def run(self, attempt: Attempt) -> Failure | None:
         """Train until all ranks have returned or one has failed."""
+        use_gpu = self._use_gpu(attempt.world_size)
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"job": self._job},
-            scaling_config=self._scaling(attempt.world_size),
+            scaling_config=self._scaling(attempt.world_size, use_gpu),
             torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if self._use_gpu(attempt.world_size) else "gloo",
+                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
                 timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
             ),
             run_config=RunConfig(  # type: ignore[call-arg]  # names of Train V1 shadow V2's
@@ -176,6 +178,7 @@ class RayWorkers:
                 storage_path=str(Path(self._job.run_folder) / "ray_train"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+                worker_runtime_env={"env_vars": {} if use_gpu else kept_memory()},  # type: ignore[call-arg]
             ),
             datasets={"train": _no_dataset},  # type: ignore[dict-item]
             dataset_config=RowDataConfig(self._plan(attempt)),
@@ -210,8 +213,7 @@ class RayWorkers:
         has_gpus = ray.cluster_resources().get("GPU", 0) >= world_size
         return has_gpus if chosen is None else chosen
 
-    def _scaling(self, world_size: int) -> ScalingConfig:
-        use_gpu = self._use_gpu(world_size)
+    def _scaling(self, world_size: int, use_gpu: bool) -> ScalingConfig:
         cpus = {"CPU": self._job.settings.workers.cpus_per_worker}
         return ScalingConfig(
             num_workers=world_size,

@@ -8,6 +8,7 @@ from glm_dist.data.shards import TokenDataset
 from glm_dist.engine.storage import read_json_lines
 from glm_dist.metrics.publish import publish
 from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
+from glm_dist.objective import Mode
 from glm_dist.train.attempt import read_attempts
 from glm_dist.train.goodput import STEPS, account
 from glm_dist.train.settings import PretrainSettings
@@ -16,7 +17,6 @@ from glm_dist.train.worker import EVENTS_FILE
 
 CURVE = "loss.png"
 TIME = "time.png"
-MODE_NAMES = {"loss/token": "token", "loss/sentence": "sentence", "loss/document": "document"}
 
 
 def write_report(
@@ -72,7 +72,8 @@ def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     axes, figure = _axes("Loss of blank infilling", "optimizer step", "nats a token")
     training = [line for line in lines if "loss" in line]
     heldout = [line for line in lines if "heldout/loss" in line]
-    for key, name in MODE_NAMES.items():
+    for name in (mode.name.lower() for mode in Mode):
+        key = f"loss/{name}"
         points = [(line["step"], line[key]) for line in training if key in line]
         if points:
             axes.plot(*zip(*points, strict=True), label=f"training, {name}", linewidth=1)

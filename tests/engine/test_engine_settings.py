@@ -7,7 +7,7 @@ import torch
 from pydantic import ValidationError
 
 from glm_dist.engine import EngineSettings
-from glm_dist.engine.device import choose_dtype
+from glm_dist.engine.device import KEPT_MEMORY, choose_dtype, kept_memory
 from glm_dist.engine.ds_config import deepspeed_config
 
 CPU = torch.device("cpu")
@@ -96,3 +96,8 @@ def test_auto_takes_bf16_where_the_processor_has_it(monkeypatch):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda has=has: {"avx512_bf16": has})
         wanted = torch.bfloat16 if has else torch.float32
         assert choose_dtype(EngineSettings(), CPU) == wanted
+
+
+def test_what_the_user_says_of_memory_wins(monkeypatch):
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "4")
+    assert kept_memory() == {**KEPT_MEMORY, "MALLOC_ARENA_MAX": "4"}
