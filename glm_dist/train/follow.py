@@ -33,8 +33,13 @@ class Follower:
         size = self._path.stat().st_size
         self._position = min(self._position, size)  # a resumed run cuts redone lines off
         with open(self._path, "rb") as file:
-            file.seek(self._position)
+            file.seek(max(0, self._position - 1))
             data = file.read()
+        if self._position:
+            # It may have written others since, so that this is the middle of one.
+            skipped = data.find(b"\n") + 1
+            self._position += max(0, skipped - 1)
+            data = data[skipped:] if skipped else b""
         whole = data[: data.rfind(b"\n") + 1]
         self._position += len(whole)
         for line in whole.decode().splitlines():
