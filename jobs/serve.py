@@ -2,6 +2,7 @@
 """Serve finished models behind OpenAI's endpoints, and with what only a GLM can do: fill blanks.
 
 python jobs/serve.py model=runs/my_run [port=8000] [num_replicas=2] [api_keys=FILE]
+python jobs/serve.py model=runs/my_run 'adapters={polite: runs/polite}'
 python jobs/serve.py model=runs/my_run --write-config serve.yaml    # for `serve deploy`
 """
 
@@ -114,6 +115,9 @@ def given(settings: ServeSettings) -> dict[str, Any]:
 
     def placed(hosted: HostedModel) -> dict[str, Any]:
         own = hosted.model_dump(mode="json", exclude_defaults=True)
+        if hosted.adapters:
+            folders = hosted.adapters.items()
+            own["adapters"] = {name: str(output_path(folder)) for name, folder in folders}
         return {**own, "model": str(output_path(hosted.model))}
 
     document = placed(settings)
@@ -157,7 +161,8 @@ def announce(settings: ServeSettings) -> None:
     from glm_dist.serve.opening import check_models
 
     url = f"http://{settings.host}:{settings.port}"
-    print(f"serving      {', '.join(check_models(settings))} at {url}/v1")
+    names = [*check_models(settings), *(name for each in settings.hosted for name in each.adapters)]
+    print(f"serving      {', '.join(names)} at {url}/v1")
     print(
         f"next         curl {url}/v1/infill -H 'content-type: application/json' "
         '-d \'{"input": "The [MASK] of a list is [MASK]."}\'',

@@ -76,7 +76,7 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics({name: one.engine for name, one in models.items()})
+    metrics = Metrics({name: one.engine for name, one in models.items() if one.parent is None})
     for post in POSTS:
         _add_post(app, post, models, limits)
     _add_lookups(app, models, metrics)
@@ -120,13 +120,14 @@ def _add_post(
 
 
 def _choose(models: Mapping[str, Endpoints], name: str | None) -> Endpoints:
-    """The model that is meant, which may go unnamed where there is one.
+    """The model that is meant, which may go unnamed where there is one, adapters apart.
 
     Raises:
         ApiError: 404 where there is no such model, 400 where it is not said which.
     """
-    if name is None and len(models) == 1:
-        return next(iter(models.values()))
+    whole = [one for one in models.values() if one.parent is None]
+    if name is None and len(whole) == 1:
+        return whole[0]
     if name is None:
         raise ApiError(400, f"model: say which: {', '.join(models)}", param="model")
     if name not in models:

@@ -29,8 +29,15 @@ Answers: TypeAlias = dict[tuple[int, int, int], Answer]
 class Asker:
     """Asks one engine for many callers."""
 
-    def __init__(self, engine: AnyEngine) -> None:
-        self._engine, self._order = engine, FairOrder()
+    def __init__(self, engine: AnyEngine, adapter: str | None = None) -> None:
+        """Args: adapter: the engine's adapter that answers; null for the model alone."""
+        self._engine, self._adapter, self._order = engine, adapter, FairOrder()
+
+    def of_adapter(self, name: str) -> "Asker":
+        """Asks an adapter of the same engine; a caller's turns count for both."""
+        other = Asker(self._engine, name)
+        other._order = self._order
+        return other
 
     @asynccontextmanager
     async def asking(
@@ -47,7 +54,7 @@ class Asker:
                 for request in requests:
                     caller.budget.spend_prompt(len(request.tokens))
                     turn = stack.enter_context(self._order.turn(caller.id)) if caller.id else 0
-                    streams.append(await self._submit(_of(request, caller, turn)))
+                    streams.append(await self._submit(self._of(request, caller, turn)))
                 yield streams
             finally:
                 for stream in streams:
@@ -126,6 +133,12 @@ class Asker:
                 yield event(error.body)
         yield DONE
 
+    def _of(self, request: AnyRequest, caller: Caller, turn: int) -> AnyRequest:
+        """The request in its caller's turn; what is kept of its prompt is its caller's alone."""
+        if isinstance(request, EmbedRequest):
+            return replace(request, priority=turn, adapter=self._adapter)
+        return replace(request, priority=turn, cache_salt=caller.id, adapter=self._adapter)
+
     async def _submit(self, request: AnyRequest) -> Stream:
         try:
             return await self._engine.submit(request)
@@ -167,13 +180,6 @@ async def merged(streams: Sequence[Stream]) -> AsyncIterator[Arrival]:
     finally:
         for task in tasks:
             task.cancel()
-
-
-def _of(request: AnyRequest, caller: Caller, turn: int) -> AnyRequest:
-    """The request under its caller's turn; what is kept of its prompt is its caller's alone."""
-    if isinstance(request, EmbedRequest):
-        return replace(request, priority=turn)
-    return replace(request, priority=turn, cache_salt=caller.id)
 
 
 def _told(

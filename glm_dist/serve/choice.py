@@ -20,7 +20,9 @@ def prompt_key(request: AnyRequest, *, is_causal: bool) -> bytes:
     """Equal for requests that can share keys and values: of the whole prompt, or of its head."""
     salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
     tokens: Sequence[int] = request.tokens[:HEAD_TOKENS] if is_causal else request.tokens
-    return hashlib.sha256(f"{salt}:{','.join(map(str, tokens))}".encode()).digest()
+    return hashlib.sha256(
+        f"{salt}:{request.adapter}:{','.join(map(str, tokens))}".encode()
+    ).digest()
 
 
 def choose(loads: Mapping[str, int], key: bytes) -> str:

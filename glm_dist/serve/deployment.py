@@ -55,7 +55,8 @@ class EngineReplica:
         port, secret = await self._server.open(host)
         name = serve.get_replica_context().replica_id.unique_id
         kind, weights = describe(hosted).kind, weights_key(hosted, self._engine)
-        self._address = Address(name, host, port, secret, kind, weights)
+        adapters = self._engine.engine.adapters
+        self._address = Address(name, host, port, secret, kind, weights, adapters)
 
     async def introduce(self) -> tuple[Address, Any]:
         """Where it takes orders, and the actor by which it can be ended."""
@@ -92,8 +93,9 @@ class Front:
             while any(pool.failure is not None for pool in self._pools):
                 await asyncio.sleep(DRAIN_LOOK_SECONDS)
         endpoints = [
-            each.endpoints(pool, settings.limits)
+            one
             for each, pool in zip(described, self._pools, strict=True)
+            for one in each.endpoints(pool, settings.limits)
         ]
         keys = ApiKeys.load(settings.api_keys)
         self._app = Draining(build_app(endpoints, keys, settings.limits))

@@ -4,7 +4,9 @@ It stands apart from routes, keys and limits, which know nothing of models.
 """
 
 import base64
+import copy
 import time
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -59,7 +61,17 @@ class Endpoints:
             TokenNames(tokenizer),
         )
         self.readiness = Readiness(engine, tokenizer)
+        self.parent: str | None = None
+        """Name of the model that this is an adapter of."""
         self._created = int(time.time())
+
+    def of_adapter(self, name: str) -> "Endpoints":
+        """The same model with an adapter of its engine, under the adapter's name."""
+        other = copy.copy(self)
+        other.name, other.parent = name, self.name
+        asker = self._context.asker.of_adapter(name)
+        other._context = replace(self._context, name=name, asker=asker)
+        return other
 
     def describe(self) -> dict[str, Any]:
         """The model's entry in `/v1/models`."""
@@ -69,6 +81,7 @@ class Endpoints:
             "object": "model",
             "created": self._created,
             "owned_by": "glm_dist",
+            "parent": self.parent,
             "max_model_len": settings.max_position_embeddings,
             "attention": "causal" if settings.causal else "prefix",
             "kind": "base model",

@@ -39,6 +39,8 @@ class Address:
     """What fronts and engines must have in common: tokenizer and shape of the model."""
     weights: str
     """What replicas must have in common for the same bytes."""
+    adapters: tuple[str, ...] = ()
+    """Names of those that it has."""
 
 
 class EngineServer:

@@ -6,11 +6,13 @@ It stands apart from Ray, which calls it in every replica.
 import hashlib
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from glm_dist import inference
 from glm_dist.config import output_path
+from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.engine.export import model_folder, read_model_config
 from glm_dist.errors import ConfigError
 from glm_dist.model import ModelSettings
@@ -34,6 +36,8 @@ class Described:
     tokenizer: Tokenizer
     settings: ModelSettings
     template: ChatTemplate
+    adapters: tuple[str, ...]
+    """What clients call the model by with an adapter beside it."""
 
     @property
     def kind(self) -> str:
@@ -41,9 +45,10 @@ class Described:
         shape = self.settings.model_dump_json(include=set(SEEN_BY_REQUESTS))
         return hashlib.sha256(f"{self.tokenizer.sha256}{shape}".encode()).hexdigest()
 
-    def endpoints(self, engine: AnyEngine, limits: RequestLimits) -> Endpoints:
-        """What answers for it, with an engine here or elsewhere."""
-        return Endpoints(self.name, engine, self.tokenizer, self.settings, limits, self.template)
+    def endpoints(self, engine: AnyEngine, limits: RequestLimits) -> list[Endpoints]:
+        """What answers for it and for each adapter, with an engine here or elsewhere."""
+        whole = Endpoints(self.name, engine, self.tokenizer, self.settings, limits, self.template)
+        return [whole, *map(whole.of_adapter, self.adapters)]
 
 
 def check_model(hosted: HostedModel) -> str:
@@ -57,19 +62,28 @@ def check_model(hosted: HostedModel) -> str:
 
 
 def check_models(settings: ServeSettings) -> list[str]:
-    """The names of all models.
+    """The names of all models, without those of their adapters.
 
     Raises:
-        ModelError: when one is not finished.
+        ModelError: when one is not finished, or an adapter is none.
         ConfigError: when two have one name.
     """
     names = [check_model(hosted) for hosted in settings.hosted]
-    twice = sorted({name for name in names if names.count(name) > 1})
+    for hosted in settings.hosted:
+        for folder in adapter_folders(hosted).values():
+            AdapterFolder(folder)
+    every = [*names, *(name for hosted in settings.hosted for name in hosted.adapters)]
+    twice = sorted({name for name in every if every.count(name) > 1})
     if twice:
         raise ConfigError(
             f"models: {', '.join(twice)} stands for more than one; give each a name of its own"
         )
     return names
+
+
+def adapter_folders(hosted: HostedModel) -> dict[str, Path]:
+    """Where its adapters lie, by their names."""
+    return {name: model_folder(output_path(each)) for name, each in hosted.adapters.items()}
 
 
 def describe(hosted: HostedModel) -> Described:
@@ -82,7 +96,7 @@ def describe(hosted: HostedModel) -> Described:
     settings, _ = read_model_config(folder)
     tokenizer = Tokenizer.load(folder)
     template = ChatTemplate.of_model(folder, tokenizer, settings)
-    return Described(check_model(hosted), tokenizer, settings, template)
+    return Described(check_model(hosted), tokenizer, settings, template, tuple(hosted.adapters))
 
 
 def open_engine(hosted: HostedModel) -> EngineThread:
@@ -90,15 +104,17 @@ def open_engine(hosted: HostedModel) -> EngineThread:
     torch.set_num_threads(hosted.num_threads)
     folder = model_folder(output_path(hosted.model))
     device = "cuda" if hosted.num_gpus and torch.cuda.is_available() else "cpu"
-    return EngineThread(inference.open_engine(folder, hosted.engine, device=device))
+    adapters = adapter_folders(hosted)
+    engine = inference.open_engine(folder, hosted.engine, device=device, adapters=adapters)
+    return EngineThread(engine)
 
 
 def weights_key(hosted: HostedModel, engine: EngineThread) -> str:
     """Equal where two engines give the same bits: weights, shapes of kernels, hardware."""
-    folder = model_folder(output_path(hosted.model))
-    files = sorted(folder.glob("*.safetensors"))
-    stamps = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    folders = [model_folder(output_path(hosted.model)), *adapter_folders(hosted).values()]
+    files = [file for folder in folders for file in sorted(folder.glob("*.safetensors"))]
+    stamps = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     limits = engine.engine.limits.model_dump(exclude={"max_running", "max_waiting"})
     hardware = (torch.__version__, torch.backends.cpu.get_cpu_capability(), hosted.num_gpus > 0)
-    facts = [str(folder), stamps, limits, hardware, hosted.num_threads]
+    facts = [stamps, limits, hardware, hosted.num_threads]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

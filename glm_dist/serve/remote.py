@@ -327,6 +327,7 @@ class RemoteEngines:
             link
             for link in self._ready()
             if stream.weights in (None, link.address.weights)
+            and stream.request.adapter in (None, *link.address.adapters)
             and link.address.replica not in stream.refused_by
         ]
         return [link for link in ready if not link.is_leaving] or ready

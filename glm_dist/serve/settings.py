@@ -59,6 +59,9 @@ class HostedModel(Settings):
     """Threads of torch in each engine, and logical CPUs that it reserves."""
     num_gpus: float = Field(0, ge=0)
     """GPUs that each engine reserves; 0 serves on the processor."""
+    adapters: dict[str, str] = {}
+    """Low-rank adapters that were trained beside this model and answer in its engines: folders by
+    the names that requests give as their model."""
     engine: ServedEngine = ServedEngine()
     watch: WatchSettings = WatchSettings()
 
