@@ -199,7 +199,7 @@ def _measure_matmul(_: str, settings: PretrainSettings) -> float:
     from glm_dist.engine.device import choose_device, choose_dtype
 
     device = choose_device()
-    side, dtype = 2048, choose_dtype(settings.engine, device)
+    side, dtype = 2048 if device.type == "cpu" else 8192, choose_dtype(settings.engine, device)
     left, right = torch.randn(2, side, side, device=device, dtype=dtype)
     seconds = []
     for _turn in range(20):

@@ -87,11 +87,17 @@ class Answered:
     cpu_seconds: float
     """Time of the process on all its cores."""
     answers: list[list[int]]
+    on_cuda: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Tokens that were asked for; what a batch computed beyond does not count."""
         return sum(map(len, self.answers))
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second of the time that counts: of the clock on CUDA, else of the processor."""
+        return self.num_tokens / (self.seconds if self.on_cuda else self.cpu_seconds)
 
 
 def entries(settings: ServeContestSettings) -> Iterator[Entry]:
@@ -159,12 +165,15 @@ def _build_tokenizer(vocab_size: int) -> Any:
 
 
 def _measure(entry: Entry, settings: ServeContestSettings, folder: Path) -> Answered:
+    from glm_dist.engine.device import choose_device
+
     prompts, lengths = requests_of(settings, entry.load, folder)
     answer = _CONTESTANTS[entry.kind](entry, folder)
     answer(prompts, [min(WARMUP_TOKENS, length) for length in lengths])
     start, cpu_start = time.perf_counter(), time.process_time()
     answers = answer(prompts, lengths)
-    return Answered(time.perf_counter() - start, time.process_time() - cpu_start, answers)
+    seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - cpu_start
+    return Answered(seconds, cpu_seconds, answers, choose_device().type == "cuda")
 
 
 def requests_of(
@@ -188,16 +197,20 @@ Answer = Callable[[Sequence[list[int]], Sequence[int]], list[list[int]]]
 
 
 def _ours(entry: Entry, folder: Path) -> Answer:
+    from glm_dist.engine.device import choose_device
     from glm_dist.inference import Blank, Delta, EngineLimits, Request, SamplingSettings
     from glm_dist.inference.load import open_engine
 
+    device = choose_device()
     limits = EngineLimits(
         max_running=entry.slots,
+        decode_rows=entry.slots if device.type == "cuda" and not entry.slots % 8 else 16,
         dtype=entry.dtype,
         shares_prompts=False,
         fixed_shapes=entry.kind != "ours, free shapes",
     )
-    engine = open_engine(folder / ("prefix" if "prefix" in entry.kind else "causal"), limits)
+    kind = "prefix" if "prefix" in entry.kind else "causal"
+    engine = open_engine(folder / kind, limits, device=device)
 
     def answer(prompts: Sequence[list[int]], lengths: Sequence[int]) -> list[list[int]]:
         answers: list[list[int]] = [[] for _ in prompts]
@@ -220,11 +233,13 @@ def _open_theirs(entry: Entry, folder: Path) -> tuple[Any, int]:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from glm_dist.engine.device import choose_device
     from glm_dist.tokenizer import Tokenizer
 
-    model = AutoModelForCausalLM.from_pretrained(
+    model: Any = AutoModelForCausalLM.from_pretrained(
         folder / "transformers", dtype=getattr(torch, entry.dtype), attn_implementation="sdpa"
-    ).eval()
+    )
+    model = model.to(choose_device()).eval()
     model.generation_config.eos_token_id = None
     model.generation_config.pad_token_id = 0
     return model, Tokenizer.load(folder / "causal").special.sop
@@ -248,7 +263,10 @@ def _generate(entry: Entry, folder: Path) -> Answer:
                 inputs[row, size - len(prompt) :], mask[row, size - len(prompt) :] = prompt, 1
             longest = max(lengths[number] for number in batch)
             given = model.generate(
-                inputs, attention_mask=mask, max_new_tokens=longest, do_sample=False
+                inputs.to(model.device),
+                attention_mask=mask.to(model.device),
+                max_new_tokens=longest,
+                do_sample=False,
             )
             for row, number in enumerate(batch):
                 answers[number] = given[row, size : size + lengths[number]].tolist()

@@ -112,6 +112,14 @@ class PagedCache:
             self._gathered = self._gathered.new_empty(2 * len(table), *self._gathered.shape[1:])
         return torch.index_select(pages, 0, table, out=self._gathered[: len(table)])
 
+    def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Put keys and values [1, key heads, S, D] into slots [S] of a layer, which comes back."""
+        pages = self.layers[layer]
+        flat = pages.flatten(0, 1)
+        flat[:, 0].index_copy_(0, slots, key[0].transpose(0, 1))
+        flat[:, 1].index_copy_(0, slots, value[0].transpose(0, 1))
+        return pages
+
     def wipe(self, blocks: Sequence[int]) -> None:
         """Zeros where a broken text may have left numbers that are not finite."""
         for pages in self.layers:
@@ -155,14 +163,11 @@ class PagedPass:
 
     def attend(self, layer: int, attend: Attend) -> Attend:
         """Attention of `layer`; what `attend` would do is of no concern."""
-        pages = self._cache.layers[layer]
         prefix = None if self._prefix is None else self._prefix[layer]
         is_skipped = self._skips_last and layer == len(self._cache.layers) - 1
 
         def attend_pages(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-            slots = pages.flatten(0, 1)
-            slots[:, 0].index_copy_(0, self._slots, key[0].transpose(0, 1))
-            slots[:, 1].index_copy_(0, self._slots, value[0].transpose(0, 1))
+            pages = self._cache.write(layer, self._slots, key, value)
             return query if is_skipped else self._mix(pages, query, prefix)
 
         return attend_pages

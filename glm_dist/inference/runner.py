@@ -7,6 +7,7 @@ lies beside it.
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ from glm_dist.inference.scheduler import Chunk, Row
 from glm_dist.inference.settings import EngineLimits
 from glm_dist.inference.tiles import RowTiles
 from glm_dist.model import GLM
+from glm_dist.model.cache import Past
+
+if TYPE_CHECKING:
+    from glm_dist.inference.recorded import RecordedDecoder
 
 DECODE_SIZES = (4, 8, 16, 24, 32, 48, 64)
 """Rows of a decoding pass that are tried; on the processor four rows cost less than one."""
@@ -52,8 +57,11 @@ class Runner:
             dtype=dtype,
             device=weight.device,
         )
+        on_cuda = weight.device.type == "cuda" and dtype != torch.float64
+        self._has_kernel = on_cuda and self._prefix is None
         self._decode_sizes = self._alike_sizes(model, limits.decode_rows, DECODE_SIZES)
         self._prefill_sizes = self._alike_sizes(model, limits.prefill_rows, PREFILL_SIZES)
+        self._recorded = self._record() if self._has_kernel and self._decode_sizes else None
 
     @property
     def max_decode_rows(self) -> int:
@@ -90,7 +98,8 @@ class Runner:
         """fp32 logits [padded rows, V] of at most `max_decode_rows` tokens."""
         sizes = self._decode_sizes or (len(rows),)
         padded = next(size for size in sizes if size >= len(rows))
-        tokens, positions, blocks, slots, adapters = np.zeros((5, padded), dtype=np.int64)
+        inputs = np.zeros((5, padded), dtype=np.int64)
+        tokens, positions, blocks, slots, adapters = inputs
         answers = [self._answer_piece(row) for row in rows]
         # Those of one length stand side by side, so that they attend without being gathered.
         order = sorted(range(len(rows)), key=lambda number: answers[number].padded_keys)
@@ -104,13 +113,38 @@ class Runner:
             block, offset = divmod(index, self._limits.block_tokens)
             slots[place] = sequence.answer_blocks[block] * self._limits.block_tokens + offset
             pieces.append(replace(answers[number], first_row=place))
-        self._tiles.use(self._decode_sizes)
-        self._adapters.select(adapters, self.cache.layers[0])
-        past = PagedPass(self.cache, slots, pieces, prefix=self._prefix)
-        hidden = self._hidden(tokens, positions, blocks, past, is_wanted=True)
         places = np.arange(padded)
         places[order] = places[: len(rows)]
-        return self._logits(hidden.index_select(0, torch.from_numpy(places).to(hidden.device)))
+        where = torch.from_numpy(places).to(self.cache.device)
+        if self._recorded is not None and not adapters.any():
+            return self._recorded.play(inputs[:4], pieces).index_select(0, where)
+        self._tiles.use(self._decode_sizes)
+        self._adapters.select(adapters, self.cache.layers[0])
+        past = self._decode_pass(self.cache, inputs[:4], pieces)
+        hidden = self._hidden(tokens, positions, blocks, past, is_wanted=True)
+        return self._logits(hidden.index_select(0, where))
+
+    def _decode_pass(self, cache: PagedCache, inputs: np.ndarray, pieces: list[Piece]) -> Past:
+        """Of one query a text; `inputs` as `fill_columns` takes them."""
+        if not self._has_kernel:
+            return PagedPass(cache, inputs[3], pieces, prefix=self._prefix)
+        from glm_dist.inference.recorded import TablePass, column_rows, fill_columns
+
+        columns = np.zeros((column_rows(pieces), inputs.shape[1]), dtype=np.int64)
+        fill_columns(columns, inputs, pieces)
+        return TablePass(cache, torch.from_numpy(columns).to(cache.device))
+
+    def _record(self) -> "RecordedDecoder":
+        from glm_dist.inference.recorded import RecordedDecoder
+
+        def compute(ids: Tensor, past: Past) -> Tensor:
+            tokens, positions, blocks = ids
+            hidden = self._model.hidden_states(tokens, positions, blocks, None, past)
+            return self._logits(hidden.flatten(0, -2))
+
+        self._tiles.use(self._decode_sizes)
+        self._adapters.select(np.zeros(1, dtype=np.int64), self.cache.layers[0])
+        return RecordedDecoder(compute, self.cache, self._decode_sizes)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         logits = self._head(hidden).float()
@@ -148,15 +182,16 @@ class Runner:
             dtype=self.cache.dtype,
             device=self.cache.device,
         )
-        past = PagedPass(cache, row + unit, pieces, prefix=self._prefix)
-        return self._logits(self._hidden(tokens[row % period], place, place, past, True))
+        inputs = np.stack((tokens[row % period], place, place, row + unit))
+        past = self._decode_pass(cache, inputs, pieces)
+        return self._logits(self._hidden(inputs[0], place, place, past, True))
 
     def _hidden(
         self,
         tokens: np.ndarray,
         positions: np.ndarray,
         blocks: np.ndarray,
-        past: PagedPass,
+        past: Past,
         is_wanted: bool,
     ) -> Tensor:
         """Final hidden states [S, hidden size], none of them where only keys are wanted."""
