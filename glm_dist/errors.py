@@ -5,8 +5,10 @@ from `GlmDistError` is meant for the user and is printed without a stack trace. 
 setting or file, the value got, the rule and the remedy.
 """
 
+import importlib
 from collections.abc import Callable, Sequence
 from functools import partial
+from types import ModuleType
 
 
 class GlmDistError(Exception):
@@ -50,6 +52,21 @@ class StepFailedError(GlmDistError):
 
 class DependencyError(GlmDistError):
     """An optional package is not installed."""
+
+
+def import_optional(name: str, extra: str) -> ModuleType:
+    """The module of a package that only the extra `extra` installs.
+
+    Raises:
+        DependencyError: naming the package and the command that installs it.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        package = name.partition(".")[0]
+        raise DependencyError(
+            f"{package} is needed for this and not installed; pip install 'glm-dist[{extra}]'"
+        ) from None
 
 
 class RequestError(ModelError):
