@@ -72,7 +72,7 @@ def print_summary(dataset: TokenDataset) -> None:
         f"left out     {report['duplicates']:,} duplicates, {report['bad_records']:,} bad records"
     )
     for path, count in report["excluded"].items():
-        print(f"excluded     {count:,} documents that stand in {path}")
+        print(f"excluded     {count:,} documents that repeat text of {path}")
 
 
 def propose_preset(num_tokens: int) -> str:

@@ -19,15 +19,14 @@ import ray.data
 from glm_dist.config import dump_config, output_path
 from glm_dist.data.pipeline import quiet_ray_data
 from glm_dist.data.prepare.harvest import harvest
+from glm_dist.data.prepare.overlap import write_exclusions
 from glm_dist.data.prepare.readers import Bad
 from glm_dist.data.prepare.settings import PrepareSettings, SourceSettings
 from glm_dist.data.prepare.sources import Partition, plan_partitions
 from glm_dist.data.prepare.work import (
     NO_DOCUMENT,
     Work,
-    document_hash,
     encode,
-    read_partition,
     run_guarded,
     scan,
 )
@@ -55,12 +54,13 @@ def prepare(settings: PrepareSettings, progress: Progress = lambda *args: None) 
     _claim(work, partitions)
     if (work.folder / "manifest.json").exists():
         return TokenDataset.open(work.folder)
-    excluded = _hash_excluded(settings)
+    if settings.exclude:
+        write_exclusions(work.exclusions, settings.exclude, settings.exclude_ngram)
 
     shares = _sample_shares(settings, partitions)
     scans = _run("read", partitions, lambda part: scan(work, part, shares), progress)
     bad = _check_bad(work, scans)
-    kept, dropped = _keep_first(work, scans, excluded)
+    kept, dropped = _keep_first(work, scans)
     tokenizer = _tokenizer(work, scans)
     encoded = _run(
         "encode",
@@ -68,9 +68,9 @@ def prepare(settings: PrepareSettings, progress: Progress = lambda *args: None) 
         lambda part: encode(work, part, kept[part.number], tokenizer),
         progress,
     )
-    write_manifest(
-        work.folder, _manifest(work, encoded, {**dropped, "bad_records": bad}, tokenizer)
-    )
+    _check_clear(work, encoded)
+    report = {**dropped, "bad_records": bad}
+    write_manifest(work.folder, _manifest(work, encoded, report, tokenizer))
     shutil.rmtree(work.scratch)
     return TokenDataset.open(work.folder)
 
@@ -87,7 +87,9 @@ def with_sample_corpus(settings: PrepareSettings) -> PrepareSettings:
 
 def _claim(work: Work, partitions: Sequence[Partition]) -> None:
     """Make the folder ours, or find that it is: by a hash of settings and inputs."""
-    chosen = work.settings.model_dump(mode="json", exclude=SETTINGS_THAT_DO_NOT_MATTER)
+    ignored = set() if work.settings.exclude else {"exclude_ngram"}
+    ignored |= SETTINGS_THAT_DO_NOT_MATTER
+    chosen = work.settings.model_dump(mode="json", exclude=ignored)
     inputs = [[(part.path, part.start, part.size) for part in one.parts] for one in partitions]
     key = hashlib.sha256(json.dumps([chosen, inputs], sort_keys=True).encode()).hexdigest()
     marker = work.folder / "key.txt"
@@ -168,42 +170,41 @@ def _check_bad(work: Work, scans: Sequence[dict[str, Any]]) -> int:
     return len(bad)
 
 
-def _hash_excluded(settings: PrepareSettings) -> dict[str, np.ndarray]:
-    """Sorted hashes of the documents of each exclude file."""
-    hashes = {}
-    for path in settings.exclude:
-        source = SourceSettings(name=f"exclude {path}", path=path)
-        one = settings.model_copy(update={"sources": [source]})
-        found = [
-            divmod(document_hash(item), 1 << 64)
-            for partition in plan_partitions(one)
-            for _, _, item in read_partition(partition, settings)
-            if isinstance(item, str)
-        ]
-        hashes[path] = _as_keys(np.array(found, dtype=np.uint64).reshape(-1, 2))
-    return hashes
-
-
 def _as_keys(hashes: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(hashes).view([("high", "<u8"), ("low", "<u8")]).ravel()
 
 
 def _keep_first(
-    work: Work, scans: Sequence[dict[str, Any]], excluded: dict[str, np.ndarray]
+    work: Work, scans: Sequence[dict[str, Any]]
 ) -> tuple[list[np.ndarray], dict[str, Any]]:
     """For each partition which documents stay: the first of equal ones, none of the excluded."""
     parts = [np.load(work.path("hashes", one["number"])) for one in scans]
     keys = _as_keys(np.concatenate([NO_DOCUMENT, *parts]))
     kept = np.zeros(len(keys), dtype=bool)
     kept[np.unique(keys, return_index=True)[1]] = True
-    duplicates = int((~kept).sum())
-    by_file = {}
-    for path, hashes in excluded.items():
-        matches = np.isin(keys, hashes) & kept
-        by_file[path] = int(matches.sum())
-        kept &= ~matches
+    report: dict[str, Any] = {"duplicates": int((~kept).sum()), "excluded": {}}
+    if work.settings.exclude:
+        found = np.concatenate([np.load(work.path("overlaps", one["number"])) for one in scans])
+        # A document that repeats several sets is counted by each.
+        counts = (found & kept[:, None]).sum(axis=0).tolist()
+        report["excluded"] = dict(zip(work.settings.exclude, counts, strict=True))
+        kept &= ~found.any(axis=1)
     borders = np.cumsum([len(part) for part in parts])[:-1]
-    return np.split(kept, borders), {"duplicates": duplicates, "excluded": by_file}
+    return np.split(kept, borders), report
+
+
+def _check_clear(work: Work, encoded: Sequence[dict[str, Any]]) -> None:
+    """Refuse a dataset whose finished shards, read back, still repeat evaluation text."""
+    problems = []
+    for number, name in enumerate(work.settings.exclude):
+        count = sum(one["overlaps"][number] for one in encoded)
+        if count:
+            problems.append(
+                f"{work.folder}: {count} finished documents still repeat text of {name}; that is "
+                "a fault of prepare_data: report it, and do not train on this folder"
+            )
+    if problems:
+        raise DataError("\n".join(problems))
 
 
 def _tokenizer(work: Work, scans: Sequence[dict[str, Any]]) -> Tokenizer:

@@ -67,19 +67,19 @@ def read_documents(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
 
 
 @contextmanager
-def _open(part: FilePart) -> Iterator[BinaryIO]:
-    """The file's bytes, decompressed."""
-    if "://" in part.path:
-        system, path = fs.FileSystem.from_uri(part.path)
-        raw: BinaryIO = system.open_input_file(path)
+def open_file(path: str) -> Iterator[BinaryIO]:
+    """A file's bytes, decompressed."""
+    if "://" in path:
+        system, inner = fs.FileSystem.from_uri(path)
+        raw: BinaryIO = system.open_input_file(inner)
     else:
-        raw = Path(part.path).open("rb")  # noqa: SIM115
+        raw = Path(path).open("rb")  # noqa: SIM115
     with raw:
-        if part.path.endswith(".gz"):
+        if path.endswith(".gz"):
             yield cast(BinaryIO, gzip.GzipFile(fileobj=raw))
-        elif part.path.endswith(".bz2"):
+        elif path.endswith(".bz2"):
             yield cast(BinaryIO, bz2.BZ2File(raw))
-        elif part.path.endswith(".zst"):
+        elif path.endswith(".zst"):
             reader = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
             yield cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, reader)))
         else:
@@ -88,7 +88,7 @@ def _open(part: FilePart) -> Iterator[BinaryIO]:
 
 def _lines(part: FilePart, max_bytes: int) -> Iterator[tuple[int, bytes | None]]:
     """Byte position and content of every line that begins in the part; None for one too long."""
-    with _open(part) as file:
+    with open_file(part.path) as file:
         is_whole = part.start == 0 and part.end == part.size
         position = part.start
         if part.start:
@@ -160,7 +160,7 @@ def _read_jsonl(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
 
 
 def _read_json(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
-    with _open(part) as file:
+    with open_file(part.path) as file:
         try:
             records = json.load(io.TextIOWrapper(file, encoding="utf-8-sig"))
         except (ValueError, RecursionError) as error:
@@ -171,7 +171,7 @@ def _read_json(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
         yield _text_of(record, part, f"record {number}")
 
 
-class _Tabs(csv.excel):
+class Tabs(csv.excel):
     """Columns between tabs; a quotation mark is a character like others."""
 
     delimiter = "\t"
@@ -180,9 +180,9 @@ class _Tabs(csv.excel):
 
 def _read_table(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
     csv.field_size_limit(settings.max_record_bytes)
-    with _open(part) as file:
+    with open_file(part.path) as file:
         text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        rows = csv.reader(text, dialect=_Tabs if part.format == "tsv" else csv.excel)
+        rows = csv.reader(text, dialect=Tabs if part.format == "tsv" else csv.excel)
         column = part.text_field
         if not isinstance(column, int):
             header = next(rows, [])
@@ -210,7 +210,7 @@ def _cell(part: FilePart, row: list[str], column: int, place: str) -> Item:
 
 
 def _read_parquet(part: FilePart, settings: PrepareSettings) -> Iterator[Item]:
-    with _open(part) as file:
+    with open_file(part.path) as file:
         table = pq.ParquetFile(file)
         names = table.schema_arrow.names
         column = names[_column(part, names)]

@@ -34,7 +34,11 @@ class PrepareSettings(Settings):
     sources: list[SourceSettings] = []
     """What is read; with none, the documentation of this machine's Python, as a sample corpus."""
     exclude: list[str] = []
-    """Evaluation files: documents that stand in them are left out, and counted by file."""
+    """Evaluation sets, each a file, a folder or a glob in any format: documents that repeat their
+    text are left out, and counted by set. Environment variables are filled in."""
+    exclude_ngram: int = Field(13, ge=0)
+    """A document repeats evaluation text when it holds so many of its words or Chinese characters
+    in a row, or a whole text of at least 8; 0: only when it stands there whole."""
     tokenizer: TokenizerSettings = TokenizerSettings()
     tokenizer_path: str | None = None
     """A tokenizer to use instead of training one: a tokenizer.model of ours, a tokenizer.json of a

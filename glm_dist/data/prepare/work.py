@@ -4,12 +4,13 @@ No ray here: pure functions of a partition and the settings, each leaving a smal
 that a restart redoes only what is missing.
 """
 
+import itertools
 import json
 import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from glm_dist.data.prepare.overlap import load_exclusions
 from glm_dist.data.prepare.readers import Bad, Item, read_documents
 from glm_dist.data.prepare.settings import PrepareSettings
 from glm_dist.data.prepare.sources import Partition
@@ -43,6 +45,11 @@ class Work:
         """Finished parts of an unfinished dataset."""
         return self.folder / "work"
 
+    @property
+    def exclusions(self) -> Path:
+        """Hashes of the evaluation text that must not be trained on."""
+        return self.scratch / "exclusions"
+
     def path(self, kind: str, number: int) -> Path:
         """A partition's file of some kind."""
         return self.scratch / f"{kind}-{number:05d}"
@@ -53,7 +60,8 @@ def scan(work: Work, partition: Partition, sample_shares: dict[str, float]) -> d
     report = work.path("scan", partition.number).with_suffix(".json")
     if report.exists():
         return json.loads(report.read_text())
-    hashes, bad, num_bytes = [], list[Bad](), 0
+    hashes, bad, num_bytes, overlaps = [], list[Bad](), 0, list[np.ndarray]()
+    find = _finder(work)
     with open(_temporary(work, "sample", partition), "w", encoding="utf-8") as sample:
         for source, _, item in read_partition(partition, work.settings):
             if isinstance(item, Bad):
@@ -62,12 +70,20 @@ def scan(work: Work, partition: Partition, sample_shares: dict[str, float]) -> d
             digest = document_hash(item)
             hashes.append(divmod(digest, 1 << 64))
             num_bytes += len(item.encode())
-            if _draw(digest, work.settings.tokenizer.seed) < sample_shares.get(source, 0.0):
+            overlaps.append(find(item))
+            if not overlaps[-1].any() and _draw(
+                digest, work.settings.tokenizer.seed
+            ) < sample_shares.get(source, 0.0):
                 sample.write(json.dumps(item) + "\n")
     _commit(work, "sample", partition)
-    with open(_temporary(work, "hashes", partition), "wb") as file:
-        np.save(file, np.array(hashes, dtype=np.uint64).reshape(-1, 2))
-    _commit(work, "hashes", partition)
+    arrays = {"hashes": np.array(hashes, dtype=np.uint64).reshape(-1, 2)}
+    if work.settings.exclude:
+        shape = (len(hashes), len(work.settings.exclude))
+        arrays["overlaps"] = np.array(overlaps, dtype=bool).reshape(shape)
+    for name, array in arrays.items():
+        with open(_temporary(work, name, partition), "wb") as file:
+            np.save(file, array)
+        _commit(work, name, partition)
     result = {
         "number": partition.number,
         "documents": len(hashes),
@@ -97,8 +113,28 @@ def encode(work: Work, partition: Partition, kept: np.ndarray, tokenizer: Tokeni
             counts["sources"][document.source] += len(document.tokens)
             counts["languages"][document.language] += len(document.tokens)
     result.update({name: dict(sorted(counter.items())) for name, counter in counts.items()})
+    if work.settings.exclude:
+        result["overlaps"] = _count_overlaps(work, splits, tokenizer)
     _write_json(report, result)
     return result
+
+
+def _count_overlaps(
+    work: Work, splits: dict[str, list[Document]], tokenizer: Tokenizer
+) -> list[int]:
+    """How many documents as they were written repeat text of each evaluation set: none should."""
+    find, counts = _finder(work), np.zeros(len(work.settings.exclude), dtype=int)
+    for document in itertools.chain.from_iterable(splits.values()):
+        counts += find(tokenizer.decode(document.tokens))
+    return counts.tolist()
+
+
+def _finder(work: Work) -> Callable[[str], np.ndarray]:
+    """What says of a text which evaluation sets it repeats, bool [sets]."""
+    if not work.settings.exclude:
+        nothing = np.zeros(0, dtype=bool)
+        return lambda text: nothing
+    return load_exclusions(work.exclusions).found_in
 
 
 def read_partition(
