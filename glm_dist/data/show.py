@@ -53,7 +53,8 @@ def _sample(rows: Rows, row: int, segment: int, tokenizer: Tokenizer) -> Iterato
     yield f"  mode     {Mode(values['mode_ids'][0]).name.lower()}"
     yield f"  Part A   {tokenizer.decode(values['tokens'][is_part_a], keep_special=True)!r}"
     yield f"  Part B   {tokenizer.decode(values['tokens'][~is_part_a], keep_special=True)!r}"
-    yield f"  targets  {tokenizer.decode(values['targets'][~is_part_a], keep_special=True)!r}"
+    predicted = values["targets"][values["loss_mask"] > 0]
+    yield f"  targets  {tokenizer.decode(predicted, keep_special=True)!r}"
     lines: dict[str, list[str]] = {"token": [], "target": [], "position": [], "block": []}
     edge = int(is_part_a.sum())
     first = max(0, edge - SHOWN_TOKENS // 2)

@@ -6,7 +6,9 @@ from typing import NamedTuple
 import numpy as np
 
 from glm_dist.objective.plan import InfillPlan, draw_plan
-from glm_dist.objective.settings import BlankInfillSettings
+from glm_dist.objective.settings import BlankInfillSettings, Mode
+
+MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay (Devlin et al. 2019)
 
 
 class Sample(NamedTuple):
@@ -45,6 +47,8 @@ def assemble(
     """Build the sample a plan describes; no draws but the corruption the plan has a seed for."""
     if plan.is_suffix:
         return _assemble_suffix(tokens, loss_mask, plan, settings)
+    if plan.mode is Mode.MASKED:
+        return _assemble_masked(tokens, plan, settings)
     return _assemble_spans(tokens, plan, settings)
 
 
@@ -92,6 +96,23 @@ def _assemble_spans(tokens: np.ndarray, plan: InfillPlan, settings: BlankInfillS
         _join(np.arange(len(part_a)), np.repeat(position_of[starts], lengths + 1)),
         _join(np.zeros(len(part_a)), _block_positions(within + 1, settings)),
         len(part_a),
+    )
+
+
+def _assemble_masked(tokens: np.ndarray, plan: InfillPlan, settings: BlankInfillSettings) -> Sample:
+    """The whole text in Part A, and the loss where tokens were chosen: most of them are masked."""
+    places = np.array([start for start, _ in plan.spans], dtype=np.int64)
+    draws = np.random.RandomState((plan.corruption_seed or 0) & 0xFFFFFFFF).random_sample(
+        (2, len(places))
+    )
+    words = settings.word_ids[(draws[1] * len(settings.word_ids)).astype(np.int64)]
+    becomes = np.where(draws[0] < MASKED_SHARE + RANDOM_SHARE, words, tokens[places])
+    inputs, loss_mask = tokens.copy(), np.zeros(len(tokens), dtype=np.uint8)
+    inputs[places] = np.where(draws[0] < MASKED_SHARE, settings.mask_id(plan.mode), becomes)
+    loss_mask[places] = 1
+    zeros = np.zeros(len(tokens), dtype=np.int32)
+    return Sample(
+        inputs, tokens, loss_mask, np.arange(len(tokens), dtype=np.int32), zeros, len(tokens)
     )
 
 

@@ -32,7 +32,7 @@ class InfillPlan:
     infilled_length: int
     """Tokens of Part A and Part B together."""
     corruption_seed: int | None = None
-    """Seed of the draw of `[dBLOCK]` positions, where there is one."""
+    """Seed of the draw of `[dBLOCK]` positions, or of what masked tokens become."""
 
 
 def piece_rng(seed: int, epoch: int, document: int, start: int) -> random.Random:
@@ -56,7 +56,7 @@ def draw_mode(rng: random.Random, settings: BlankInfillSettings) -> tuple[Mode, 
     if rng.random() < options.single_span_probability:
         return Mode.TOKEN, True
     draw = rng.random()
-    for mode, probability in zip(Mode, options.mode_probabilities, strict=False):
+    for mode, probability in options.mode_probabilities.items():
         if draw < probability:
             return mode, False
         draw -= probability
@@ -75,6 +75,8 @@ def draw_plan_of(
     if mode is Mode.CAUSAL:
         return _suffix(tokens, 1, Mode.CAUSAL)
     predictable = _predictable(tokens, loss_mask, settings)
+    if mode is Mode.MASKED:
+        return _masked(predictable, rng, settings)
     if mode is Mode.DOCUMENT:
         return _document(tokens, predictable, rng, settings)
     if mode is Mode.SENTENCE:
@@ -197,6 +199,17 @@ def _document(
         return _token(tokens, predictable, True, rng, settings)
     spans = _place(tokens, predictable, [generated], rng, settings)
     return _spans(tokens, spans, Mode.DOCUMENT, rng, settings)
+
+
+def _masked(
+    predictable: np.ndarray, rng: random.Random, settings: BlankInfillSettings
+) -> InfillPlan:
+    """Single tokens anywhere; they stay in Part A, and there is no Part B (Devlin et al. 2019)."""
+    places = np.flatnonzero(predictable).tolist()
+    count = max(1, round(settings.options.token_mask_ratio * len(places)))
+    chosen = sorted(rng.sample(places, min(count, len(places))))
+    spans = tuple((place, place + 1) for place in chosen)
+    return InfillPlan(Mode.MASKED, spans, False, len(predictable), rng.getrandbits(64))
 
 
 def _suffix(tokens: np.ndarray, start: int, mode: Mode) -> InfillPlan:

@@ -1,7 +1,8 @@
 """The objective's settings, and the same bound to a vocabulary."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from glm_dist.tokenizer import SpecialTokenIds
 
 
 class Mode(IntEnum):
-    """How a sample's Part B was cut; losses are reported by mode."""
+    """How a sample was cut; losses are reported by mode."""
 
     TOKEN = 0
     SENTENCE = 1
     DOCUMENT = 2
     CAUSAL = 3
     SUPERVISED = 4
+    MASKED = 5
 
 
 class ObjectiveSettings(Settings):
@@ -35,8 +37,10 @@ class ObjectiveSettings(Settings):
     """Share of samples with one long span or suffix cut, `[gMASK]`."""
     causal_probability: float = 0.0
     """Share of samples generated whole, from `[ENC] [gMASK]` alone."""
+    masked_probability: float = 0.0
+    """Share of samples with single tokens masked and predicted in place, as BERT is trained."""
     token_mask_ratio: float = 0.15
-    """Token mode: share of tokens cut."""
+    """Token and masked mode: share of tokens cut or masked."""
     sentence_mask_ratio: float = 0.15
     """Sentence mode: share of tokens cut."""
     mean_span_length: int = 3
@@ -65,25 +69,26 @@ class ObjectiveSettings(Settings):
         for name, value in self.model_dump().items():
             if isinstance(value, float) and not 0 <= value <= 1:
                 raise ValueError(f"{name}: got {value}; a share lies between 0 and 1")
-        total = sum(self.mode_probabilities)
+        total = sum(self.mode_probabilities.values())
         if abs(total - 1) > 1e-6:
             raise ValueError(
-                f"the four mode probabilities add up to {total:g}; they must add up to 1: give "
-                "token_, sentence_, document_ and causal_probability together"
+                f"the mode probabilities add up to {total:g}; they must add up to 1: give "
+                "token_, sentence_, document_, causal_ and masked_probability together"
             )
         if self.mean_span_length < 1 or self.max_span_length < 1:
             raise ValueError("mean_span_length and max_span_length must be at least 1 token")
         return self
 
     @property
-    def mode_probabilities(self) -> tuple[float, float, float, float]:
-        """Shares in the order of `Mode`."""
-        return (
-            self.token_probability,
-            self.sentence_probability,
-            self.document_probability,
-            self.causal_probability,
-        )
+    def mode_probabilities(self) -> dict[Mode, float]:
+        """Shares of the modes that are drawn, in the order they are drawn in."""
+        return {
+            Mode.TOKEN: self.token_probability,
+            Mode.SENTENCE: self.sentence_probability,
+            Mode.DOCUMENT: self.document_probability,
+            Mode.CAUSAL: self.causal_probability,
+            Mode.MASKED: self.masked_probability,
+        }
 
 
 @dataclass(frozen=True)
@@ -99,9 +104,14 @@ class BlankInfillSettings:
 
     def mask_id(self, mode: Mode) -> int:
         """The token that stands in Part A for what a mode cuts."""
-        if not self.options.use_task_masks or mode is Mode.TOKEN:
+        if not self.options.use_task_masks or mode in (Mode.TOKEN, Mode.MASKED):
             return self.special.mask
         return self.special.smask if mode is Mode.SENTENCE else self.special.gmask
+
+    @cached_property
+    def word_ids(self) -> np.ndarray:
+        """Ids of text, which a masked sample draws its random tokens from; special ones apart."""
+        return np.setdiff1d(np.arange(len(self.sentence_end)), list(asdict(self.special).values()))
 
 
 def reference_settings(options: dict[str, Any]) -> BlankInfillSettings:
