@@ -1,0 +1,1 @@
+"""Tasks: from a labelled example to GLM samples, and what the field started from beside them."""
