@@ -32,6 +32,16 @@ class Settings(BaseModel):
         use_attribute_docstrings=True,
     )
 
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """A field of which only the default is changed keeps its description."""
+        for name, field in cls.model_fields.items():
+            above = (
+                one.model_fields.get(name) for one in cls.__mro__[1:] if issubclass(one, Settings)
+            )
+            described = (one.description for one in above if one is not None)
+            field.description = field.description or next(described, None)
+
 
 S = TypeVar("S", bound=Settings)
 
@@ -189,12 +199,17 @@ def _apply_override(document: dict[str, Any], override: str, problems: list[str]
 
 
 def _explain(settings_class: type[Settings], details: ErrorDetails) -> str:
-    location = ".".join(str(part) for part in details["loc"]) or "config"
+    location = ".".join(_path(settings_class, details["loc"])) or "config"
     value = details.get("input")
     if details["type"] == "extra_forbidden":
         return f"{location}: no such setting{_did_you_mean(settings_class, details['loc'])}"
     if details["type"] == "missing":
         return f"{location}: required and not given; add {location}=… or a line to the config"
+    if details["type"] == "union_tag_invalid":
+        tags = details["ctx"]
+        return f"{location}.kind: got {tags['tag']!r}; it is one of {tags['expected_tags']}"
+    if details["type"] == "union_tag_not_found":
+        return f"{location}.kind: required and not given; add {location}.kind=…"
     message = details["msg"].removeprefix("Value error, ")
     if isinstance(value, Mapping) or (not details["loc"]):
         return message if not details["loc"] else f"{location}: {message}"
@@ -214,29 +229,52 @@ def _did_you_mean(settings_class: type[Settings], location: tuple[int | str, ...
 
 
 def _fields_at(settings_class: type[Settings], location: tuple[int | str, ...]) -> Iterator[str]:
-    current: type[Settings] | None = settings_class
+    for here in _walk(settings_class, location):
+        classes = here
+    for one in classes:
+        yield from one.model_fields
+
+
+def _path(settings_class: type[Settings], location: tuple[int | str, ...]) -> Iterator[str]:
+    """A place as it is written in a config: without the tags by which pydantic tells classes."""
+    for part, classes in zip(location, _walk(settings_class, location), strict=False):
+        if not _has_tag(classes, part):
+            yield str(part)
+
+
+def _walk(
+    settings_class: type[Settings], location: tuple[int | str, ...]
+) -> Iterator[list[type[Settings]]]:
+    """The classes that may stand before each part of a place, and behind the last."""
+    classes = [settings_class]
+    yield classes
     for part in location:
-        if current is None or isinstance(part, int):
-            continue
-        field = current.model_fields.get(part)
-        current = _settings_of(field) if field is not None else current
-    if current is not None:
-        yield from current.model_fields
+        if _has_tag(classes, part):
+            classes = [one for one in classes if one.model_fields["kind"].default == part]
+        elif isinstance(part, str):
+            fields = [one.model_fields[part] for one in classes if part in one.model_fields]
+            classes = [inner for field in fields for inner in _settings_of(field)]
+        yield classes
 
 
-def _settings_of(field: FieldInfo) -> type[Settings] | None:
+def _has_tag(classes: Sequence[type[Settings]], part: int | str) -> bool:
+    return len(classes) > 1 and any(
+        "kind" in one.model_fields and one.model_fields["kind"].default == part for one in classes
+    )
+
+
+def _settings_of(field: FieldInfo) -> list[type[Settings]]:
+    """The classes that the values of a field may be of; none where it is a leaf."""
     candidates = [field.annotation, *get_args(field.annotation)]
-    for candidate in candidates:
-        if isinstance(candidate, type) and issubclass(candidate, Settings):
-            return candidate
-    return None
+    return [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
 
 
 def iter_fields(settings_class: type[Settings]) -> Iterator[tuple[str, FieldInfo]]:
     """Every leaf setting with its dotted name, in the order the classes define them."""
     for name, field in settings_class.model_fields.items():
         nested = _settings_of(field)
-        if nested is None:
+        if not nested:
             yield name, field
-        else:
-            yield from ((f"{name}.{key}", leaf) for key, leaf in iter_fields(nested))
+        # Where several classes may stand, what they share is told once.
+        leaves = {key: leaf for one in reversed(nested) for key, leaf in iter_fields(one)}
+        yield from ((f"{name}.{key}", leaf) for key, leaf in leaves.items())

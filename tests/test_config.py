@@ -1,6 +1,17 @@
-import pytest
+from typing import Annotated, Literal
 
-from glm_dist.config import Settings, dump_config, home, load_config, output_path, parse_yaml
+import pytest
+from pydantic import Field
+
+from glm_dist.config import (
+    Settings,
+    dump_config,
+    home,
+    iter_fields,
+    load_config,
+    output_path,
+    parse_yaml,
+)
 from glm_dist.errors import ConfigError
 
 
@@ -104,3 +115,46 @@ def test_outputs_go_below_the_home_whatever_the_working_directory(tmp_path, monk
     assert home() == tmp_path
     assert output_path("runs/a") == tmp_path / "runs" / "a"
     assert output_path("/x/y").as_posix() == "/x/y"
+
+
+class Cat(Settings):
+    kind: Literal["cat"] = "cat"
+    lives: int = 9
+    """How often it may fall."""
+
+
+class Dog(Settings):
+    kind: Literal["dog"] = "dog"
+    tricks: list[str] = []
+    """What it can do."""
+
+
+class OldCat(Cat):
+    lives: int = 2
+
+
+class Pets(Settings):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
+    other: OldCat = OldCat()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("pet.kind=bird", "pet.kind: got 'bird'; it is one of 'cat', 'dog'"),
+        ("pet.tricks=[sit]", "pet.kind: required and not given; add pet.kind=…"),
+        ("pet={kind: dog, trick: 1}", "pet.trick: no such setting; did you mean 'tricks'?"),
+        ("pet={kind: cat, lives: many}", "pet.lives: got 'many'"),
+    ],
+)
+def test_one_of_several_settings_is_explained_by_the_one_that_its_kind_names(override, message):
+    with pytest.raises(ConfigError) as raised:
+        load_config(Pets, overrides=[override])
+    (problem,) = raised.value.problems
+    assert problem.startswith(message)
+
+
+def test_help_tells_all_kinds_and_keeps_what_a_changed_default_means():
+    told = {name: field.description for name, field in iter_fields(Pets)}
+    assert told["pet.tricks"] == "What it can do."
+    assert told["pet.lives"] == told["other.lives"] == "How often it may fall."

@@ -19,9 +19,10 @@ import ray.data
 import ray.train
 from ray.data import DataIterator, ExecutionOptions
 
-from glm_dist.data.order import Permutation, RowOrder, RowSchedule
+from glm_dist.data.order import RowOrder, RowSchedule
 from glm_dist.data.row_table import PACKER_VERSION, RowTable, finish_table, write_part
 from glm_dist.data.rows import FILL_ROW_ID, RowBuilder, Rows, RowSettings
+from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.objective import ObjectiveSettings
 
@@ -64,7 +65,7 @@ class RowSource:
 def open_builder(source: RowSource) -> RowBuilder:
     """The builder of the train split, opened once per process."""
     dataset = TokenDataset.open(source.dataset_folder)
-    return RowBuilder(dataset, "train", source.rows, source.objective, source.seed)
+    return build_row_builder(dataset, "train", source.rows, source.objective, source.seed)
 
 
 @lru_cache(maxsize=4)
@@ -108,16 +109,13 @@ def _build_table(source: RowSource, epoch: int) -> RowTable:
 
 def _pack_shards(batch: Rows, source: RowSource, epoch: int) -> dict[str, list[str]]:
     """Pack the named shards' documents, shuffled by a key of the epoch; write one part a shard."""
-    builder = open_builder(source)
-    shards = list(builder.dataset.shards("train"))
-    entries = []
-    for number in batch["id"].tolist():
-        shard = shards[number]
-        shuffle = Permutation(shard.num_documents, source.seed, epoch, number)
-        documents = (shard.first_document + shuffle(np.arange(shard.num_documents))).tolist()
-        rows = builder.packer(epoch).pack(documents, builder.lengths[documents].tolist())
-        entries.append(json.dumps(write_part(source.table_folder(epoch), number, rows)))
-    return {"entry": entries}
+    builder, folder = open_builder(source), source.table_folder(epoch)
+    return {
+        "entry": [
+            json.dumps(write_part(folder, number, builder.pack_shard(epoch, number)))
+            for number in batch["id"].tolist()
+        ]
+    }
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from functools import cached_property
 import numpy as np
 
 from glm_dist.config import Settings
+from glm_dist.data.order import Permutation
 from glm_dist.data.row_table import Packer, Piece
 from glm_dist.data.shards import TokenDataset
 from glm_dist.objective import (
@@ -106,6 +107,13 @@ class RowBuilder:
             infilled_length=infilled_length,
             max_piece_tokens=max_piece_tokens,
         )
+
+    def pack_shard(self, epoch: int, number: int) -> list[list[Piece]]:
+        """The rows of a shard's documents, shuffled by a key of the epoch."""
+        shard = self.dataset.shards(self.split)[number]
+        shuffle = Permutation(shard.num_documents, self.seed, epoch, number)
+        documents = (shard.first_document + shuffle(np.arange(shard.num_documents))).tolist()
+        return self.packer(epoch).pack(documents, self.lengths[documents].tolist())
 
     def _short_sequence(self, epoch: int, document: int, start: int) -> int | None:
         """GLM's short sequences as a draw a piece; its stream is apart from the spans'."""

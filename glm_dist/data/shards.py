@@ -218,6 +218,11 @@ class TokenDataset:
         values = column.values.to_numpy(zero_copy_only=True)[first:last]
         return values[start : None if length < 0 else start + length]
 
+    def row(self, split: str, document: int) -> pa.RecordBatch:
+        """All columns of a document, as a batch of one row."""
+        batch, row = self._locate(split, document)
+        return batch.slice(row, 1)
+
     def language_of(self, split: str, document: int) -> str:
         """Language code of a document."""
         batch, row = self._locate(split, document)

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from glm_dist.data.rows import RowBuilder, Rows, RowSettings
+from glm_dist.data.rows import Rows, RowSettings
+from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.objective import Mode, ObjectiveSettings, dense_mask
 from glm_dist.tokenizer import Tokenizer
@@ -24,7 +25,7 @@ def show_rows(
     objective: ObjectiveSettings | None = None,
 ) -> str:
     """The first rows of a dataset under an objective, as text for a terminal."""
-    builder = RowBuilder(
+    builder = build_row_builder(
         dataset,
         "train",
         rows or RowSettings(sequence_length=128),

@@ -9,7 +9,12 @@ from glm_dist.objective.settings import (
     reference_settings,
 )
 from glm_dist.objective.short_sequences import blank_infill_batch
-from glm_dist.objective.supervised import supervised_sample
+from glm_dist.objective.supervised import (
+    filled_sample,
+    labelled_sample,
+    mask_places,
+    supervised_sample,
+)
 from glm_dist.objective.visibility import dense_mask, flex_mask_mod, visible, visible_keys
 
 __all__ = [
@@ -23,7 +28,10 @@ __all__ = [
     "blank_infill_batch",
     "dense_mask",
     "draw_plan",
+    "filled_sample",
     "flex_mask_mod",
+    "labelled_sample",
+    "mask_places",
     "piece_rng",
     "reference_settings",
     "supervised_sample",

@@ -1,1 +1,111 @@
-"""Tasks: from a labelled example to GLM samples, and what the field started from beside them."""
+"""Tasks as data: one file each, from a labelled example to GLM samples and from replies to answers.
+
+A new task is one file with its settings and its class, a line in `TASKS` and one in `AnyTask`.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from glm_dist.errors import DataError
+from glm_dist.tasks.classification import Classification, ClassificationSettings
+from glm_dist.tasks.correction import Correction, CorrectionSettings
+from glm_dist.tasks.dialogue import Dialogue, DialogueSettings
+from glm_dist.tasks.infilling import Infilling, InfillingSettings
+from glm_dist.tasks.labelling import Labelling, LabellingSettings
+from glm_dist.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from glm_dist.tasks.settings import TaskSettings
+from glm_dist.tasks.summarisation import Summarisation, SummarisationSettings
+from glm_dist.tasks.task import Answer, Binding, Question, Reply, Task, TaskSample
+from glm_dist.tasks.translation import Translation, TranslationSettings
+from glm_dist.tokenizer import Tokenizer
+
+AnyTask = Annotated[
+    ClassificationSettings
+    | LabellingSettings
+    | TranslationSettings
+    | SummarisationSettings
+    | QuestionAnsweringSettings
+    | DialogueSettings
+    | InfillingSettings
+    | CorrectionSettings,
+    Field(discriminator="kind"),
+]
+"""The settings of one task; `kind` says which."""
+
+TASKS: dict[str, type[Task[Any]]] = {
+    "classification": Classification,
+    "labelling": Labelling,
+    "translation": Translation,
+    "summarisation": Summarisation,
+    "question_answering": QuestionAnswering,
+    "dialogue": Dialogue,
+    "infilling": Infilling,
+    "correction": Correction,
+}
+
+
+TASK_FILE = "task.json"
+"""In a model's folder: what it was tuned for, so that it is asked the same way later."""
+
+
+def build_task(settings: TaskSettings, binding: Binding) -> Task[Any]:
+    """The task of these settings, bound to a tokenizer."""
+    return TASKS[settings.kind](settings, binding)
+
+
+def read_task(values: Any, origin: str) -> TaskSettings:
+    """The settings that a dataset or a model folder carries.
+
+    Raises:
+        DataError: when they are none of this release.
+    """
+    try:
+        return TypeAdapter(AnyTask).validate_python(values)
+    except ValidationError as error:
+        raise DataError(f"{origin}: describes no task of this release ({error})") from None
+
+
+def save_task(folder: Path, settings: TaskSettings, max_tokens: int) -> None:
+    """Leave the task with a model that was tuned for it; where its examples lay is left out."""
+    values = settings.model_dump(mode="json", exclude={"train", "dev", "test", "max_examples"})
+    text = json.dumps({"task": values, "max_tokens": max_tokens}, indent=1, ensure_ascii=False)
+    (folder / TASK_FILE).write_text(text, encoding="utf-8")
+
+
+def load_task(folder: Path, tokenizer: Tokenizer, *, pools_first: bool = True) -> Task[Any] | None:
+    """The task of a model's folder, None where it has none.
+
+    Raises:
+        DataError: when the file is no task of this release.
+    """
+    path = folder / TASK_FILE
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        settings, max_tokens = values["task"], int(values["max_tokens"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+    binding = Binding(tokenizer, max_tokens, pools_first=pools_first)
+    return build_task(read_task(settings, str(path)), binding)
+
+
+__all__ = [
+    "TASKS",
+    "TASK_FILE",
+    "Answer",
+    "AnyTask",
+    "Binding",
+    "Question",
+    "Reply",
+    "Task",
+    "TaskSample",
+    "TaskSettings",
+    "build_task",
+    "load_task",
+    "read_task",
+    "save_task",
+]

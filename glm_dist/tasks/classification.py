@@ -1,0 +1,208 @@
+"""Classification of texts and of pairs of them: by cloze (GLM_SPEC 3.1, 3.2), or by a head.
+
+By cloze a pattern makes of the text a sentence with a blank, and each label has a word, its
+verbalizer, that could stand there: classes are compared by the probability of their words.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from glm_dist.data.samples import Compared
+from glm_dist.model.settings import HeadSettings
+from glm_dist.objective import labelled_sample, mask_places, supervised_sample
+from glm_dist.tasks.examples import Example
+from glm_dist.tasks.settings import TaskSettings
+from glm_dist.tasks.task import Answer, Question, Reply, Task, TaskSample
+from glm_dist.tasks.template import Template
+
+FIELDS = ("text", "text_b", "label")
+
+
+class ClassificationSettings(TaskSettings):
+    """Texts, or pairs of texts, each with one label."""
+
+    fields: ClassVar[tuple[str, ...]] = ("text", "label")
+    optional_fields: ClassVar[tuple[str, ...]] = ("text_b",)
+
+    kind: Literal["classification"] = "classification"
+    method: Literal["cloze", "head"] = "cloze"
+    """cloze: the label's word is generated in a blank; head: a new linear map scores the labels."""
+    labels: list[str] = []
+    """All labels in an order of your own; by default those of the training examples, sorted."""
+    patterns: list[str] = []
+    """cloze: texts with {text}, for pairs also {text_b}, and one [MASK]; of several each is learnt,
+    and their scores are added. By default one in the language of the examples."""
+    verbalizers: dict[str, str] = {}
+    """cloze: label: the word that stands for it; by default the label itself."""
+    length_penalty: float = Field(0.0, ge=0)
+    """cloze: a word's score is divided by its tokens to this power."""
+    balance: float = Field(0.0, ge=0, le=1)
+    """How far rare labels are repeated until they are as frequent as the others: 0 not at all, 1
+    until all are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> "ClassificationSettings":
+        known = [name for name in FIELDS if name != "label"]
+        problems = [p for text in self.patterns for p in Template(text).problems(known)]
+        strange = [name for name in self.verbalizers if self.labels and name not in self.labels]
+        if strange:
+            problems.append(f"verbalizers: {', '.join(strange)} is none of the labels")
+        words = Counter(self.verbalizers.values())
+        twice = [word for word, count in words.items() if count > 1]
+        if twice:
+            problems.append(f"verbalizers: {', '.join(map(repr, twice))} stands for two labels")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+
+class Classification(Task[ClassificationSettings]):
+    """One label for each example."""
+
+    Settings = ClassificationSettings
+    scoring = "labels"
+
+    @classmethod
+    def complete(
+        cls, settings: ClassificationSettings, examples: Sequence[Example]
+    ) -> ClassificationSettings:
+        """With labels, patterns and verbalizers written out."""
+        labels = settings.labels or _sorted({example.text("label") for example in examples} - {""})
+        found: dict[str, Any] = {"labels": labels}
+        if settings.method == "cloze":
+            is_pair = any(example.text("text_b") for example in examples)
+            is_chinese = sum(one.language == "zh" for one in examples) > len(examples) / 2
+            found["patterns"] = settings.patterns or [_default_pattern(is_pair, is_chinese)]
+            words = {label: settings.verbalizers.get(label, label) for label in labels}
+            found["verbalizers"] = words
+        return ClassificationSettings(**{**settings.model_dump(), **found})
+
+    @property
+    def head(self) -> HeadSettings:
+        """Labels are scored by a head where the method says so."""
+        if self.settings.method == "cloze":
+            return HeadSettings()
+        return HeadSettings(kind="sequence_classification", labels=self.settings.labels)
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """In the order of their ids."""
+        return self.settings.labels
+
+    def problems(self, example: Example, *, is_labelled: bool = True) -> list[str]:
+        """An empty text, or a label that training has not seen."""
+        found = [] if example.text("text") else ["the text is empty; fill it or take the line out"]
+        label = example.text("label")
+        if is_labelled and label not in self.settings.labels:
+            known = ", ".join(map(repr, self.settings.labels[:20]))
+            found.append(
+                f"the label {label!r} is none that training has seen ({known}); mend it, or name "
+                "all labels in task.labels"
+                if label
+                else "the label is empty; fill it or take the line out"
+            )
+        return found
+
+    def training_samples(self, example: Example) -> list[TaskSample]:
+        """One sample a pattern, or one for the head."""
+        gold = self._gold(example)
+        if self.settings.method == "head":
+            text = self._text(example)
+            return [
+                TaskSample(
+                    labelled_sample(text, [self._pooled(text)], [gold]), Compared(0, gold=gold)
+                )
+            ]
+        return [self._cloze(prompt, gold, gold) for prompt in self._prompts(example)]
+
+    def dev_samples(self, example: Example) -> list[TaskSample]:
+        """By cloze one sample for each pattern and label."""
+        if self.settings.method == "head":
+            return self.training_samples(example)
+        gold = self._gold(example)
+        return [
+            self._cloze(prompt, option, gold)
+            for prompt in self._prompts(example)
+            for option in range(len(self.labels))
+        ]
+
+    def questions(self, example: Example) -> list[Question]:
+        """The prompts with the labels' words to be compared, or the text for the head."""
+        if self.settings.method == "head":
+            text = self._text(example)
+            return [Question(text, (self._pooled(text),))]
+        options = tuple(self._word(option) for option in range(len(self.labels)))
+        special = self.tokenizer.special
+        return [
+            Question(prompt, (int(mask_places(prompt, special)[0]),), options)
+            for prompt in self._prompts(example)
+        ]
+
+    def answer(self, example: Example, replies: Sequence[Reply]) -> Answer:
+        """The label whose scores, added over the patterns, are highest."""
+        scores = sum(reply.scores[0] for reply in replies)
+        if self.settings.method == "cloze" and self.settings.length_penalty:
+            lengths = [len(self._word(option)) + 1 for option in range(len(self.labels))]
+            scores = scores / np.array(lengths) ** self.settings.length_penalty
+        shares = np.exp(scores - np.max(scores))
+        shares = shares / shares.sum()
+        return Answer(self.labels[int(np.argmax(scores))], tuple(map(float, shares)))
+
+    def gold(self, example: Example) -> str:
+        """Its label."""
+        return example.text("label")
+
+    def shown(self, example: Example) -> str:
+        """Both texts."""
+        return " / ".join(filter(None, (example.text("text"), example.text("text_b"))))
+
+    def repeats(self, examples: Sequence[Example]) -> list[float]:
+        """How often each example is to be seen an epoch, by `balance`."""
+        counts = Counter(example.text("label") for example in examples)
+        most, power = max(counts.values()), self.settings.balance
+        return [(most / counts[example.text("label")]) ** power for example in examples]
+
+    def _gold(self, example: Example) -> int:
+        label = example.text("label")
+        return self.labels.index(label) if label in self.labels else -1
+
+    def _word(self, option: int) -> np.ndarray:
+        return self.tokenizer.encode(self.settings.verbalizers[self.labels[option]])
+
+    def _cloze(self, prompt: np.ndarray, option: int, gold: int) -> TaskSample:
+        sample = supervised_sample(prompt, self._word(option), self.binding.infill)
+        return TaskSample(sample, Compared(0, option, gold))
+
+    def _prompts(self, example: Example) -> list[np.ndarray]:
+        longest = max(len(self._word(option)) for option in range(len(self.labels))) + 1
+        room = self.binding.max_tokens - longest
+        values = {name: example.text(name) for name in FIELDS}
+        return [
+            Template(pattern).render(values, self.tokenizer, room, example.place)
+            for pattern in self.settings.patterns
+        ]
+
+    def _text(self, example: Example) -> np.ndarray:
+        pair = "{text}\n{text_b}" if example.text("text_b") else "{text}"
+        values = {name: example.text(name) for name in FIELDS}
+        return Template(pair).render(values, self.tokenizer, self.binding.max_tokens, example.place)
+
+    def _pooled(self, text: np.ndarray) -> int:
+        return 0 if self.binding.pools_first else len(text) - 1
+
+
+def _default_pattern(is_pair: bool, is_chinese: bool) -> str:
+    if is_pair:
+        return "{text} [MASK] {text_b}"
+    return "[MASK]。{text}" if is_chinese else "[MASK]: {text}"
+
+
+def _sorted(labels: set[str]) -> list[str]:
+    """Numbers by their value, other labels by their letters."""
+    if all(label.lstrip("-").isdigit() for label in labels):
+        return sorted(labels, key=int)
+    return sorted(labels)

@@ -1,0 +1,145 @@
+"""What all tasks have in common: examples in, samples for training and questions for answering out.
+
+A task knows nothing of engines or decoders: its questions say what is to be generated, compared or
+labelled, and whoever owns a model answers them.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from glm_dist.data.samples import Compared
+from glm_dist.model.settings import HeadSettings
+from glm_dist.objective import BlankInfillSettings, Mode, ObjectiveSettings, Sample
+from glm_dist.tasks.examples import Example
+from glm_dist.tasks.settings import DecodingSettings, TaskSettings
+from glm_dist.tokenizer import Tokenizer
+
+S = TypeVar("S", bound=TaskSettings)
+
+
+@dataclass(frozen=True)
+class Binding:
+    """What a task's samples depend on besides its own settings."""
+
+    tokenizer: Tokenizer
+    max_tokens: int
+    """Longest sample, Part B included."""
+    objective: ObjectiveSettings = ObjectiveSettings()
+    pools_first: bool = True
+    """Which token a head labels a whole text by; see `ModelSettings.pools_first`."""
+
+    @property
+    def infill(self) -> BlankInfillSettings:
+        """The objective bound to the vocabulary."""
+        return BlankInfillSettings(
+            self.objective, self.tokenizer.special, self.tokenizer.sentence_end
+        )
+
+
+@dataclass(frozen=True)
+class TaskSample:
+    """A sample of an example and what it answers."""
+
+    sample: Sample
+    compared: Compared = Compared(0)
+    mode: Mode = Mode.SUPERVISED
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of a model about one example."""
+
+    tokens: np.ndarray
+    """Part A, int32."""
+    places: tuple[int, ...] = ()
+    """Masks that are to be filled, or tokens that are to be labelled."""
+    options: tuple[np.ndarray, ...] = ()
+    """Answers to be compared at the one place, where the model need not find its own."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model said to one question."""
+
+    texts: tuple[str, ...] = ()
+    """For each place what was generated there."""
+    scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
+    """Log-probabilities: of the options [1, options], or of the labels [places, labels]."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A prediction for one example."""
+
+    value: Any
+    """Of the kind that the task's gold answers are."""
+    probabilities: tuple[float, ...] = ()
+    """Of the labels, where the task has some."""
+
+
+class Task(ABC, Generic[S]):
+    """One kind of question, bound to a tokenizer."""
+
+    Settings: ClassVar[type[TaskSettings]]
+    scoring: ClassVar[str]
+    """Which scores its answers get: labels, entities, translation, summary, answer, text."""
+
+    def __init__(self, settings: S, binding: Binding) -> None:
+        self.settings, self.binding = settings, binding
+        self.tokenizer = binding.tokenizer
+
+    @classmethod
+    def complete(cls, settings: S, examples: Sequence[Example]) -> S:
+        """The settings with what the training examples decide, such as the labels."""
+        return settings
+
+    @property
+    def head(self) -> HeadSettings:
+        """The head that the model needs; by default it goes on predicting tokens."""
+        return HeadSettings()
+
+    @property
+    def decoding(self) -> DecodingSettings:
+        """How answers are generated."""
+        return getattr(self.settings, "decoding", DecodingSettings())
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What there is to choose from, where the answer is a choice."""
+        return ()
+
+    @abstractmethod
+    def problems(self, example: Example, *, is_labelled: bool = True) -> list[str]:
+        """What is wrong with an example, each as a sentence without its place."""
+
+    @abstractmethod
+    def training_samples(self, example: Example) -> list[TaskSample]:
+        """What is learnt from an example."""
+
+    def dev_samples(self, example: Example) -> list[TaskSample]:
+        """What an example is judged by in training; several options where they are compared."""
+        return self.training_samples(example)
+
+    @abstractmethod
+    def questions(self, example: Example) -> list[Question]:
+        """What is asked about an example whose answer need not be known."""
+
+    @abstractmethod
+    def answer(self, example: Example, replies: Sequence[Reply]) -> Answer:
+        """The prediction that the replies to the questions make."""
+
+    @abstractmethod
+    def gold(self, example: Example) -> Any:
+        """The right answer."""
+
+    def compared(self, example: Example, value: Any) -> Any:
+        """What of a right answer or of a prediction is compared; by default all of it."""
+        return value
+
+    def shown(self, example: Example) -> str:
+        """The example as a person reads it."""
+        return " / ".join(example.text(name) for name in self.settings.fields if name != "label")
