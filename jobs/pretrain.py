@@ -8,15 +8,14 @@ ray job submit --working-dir . -- python jobs/pretrain.py …   the same on a cl
 
 import argparse
 import json
-import math
 import sys
 from pathlib import Path
 
-from _driver import RESUME_ME, as_driver, on_termination
+from _driver import RESUME_ME, as_driver
 from _job import run_job
-from _ray import connect
+from _training import launch_shown
 
-from glm_dist.config import dump_config, output_path
+from glm_dist.config import output_path
 from glm_dist.train.settings import PretrainSettings
 
 TERMINAL_HEADER = (
@@ -29,14 +28,8 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
     """Train, then say where everything lies; RESUME_ME when the run was asked to stop early."""
     from glm_dist.data.shards import TokenDataset
     from glm_dist.metrics.provenance import provenance
-    from glm_dist.metrics.sinks import METRICS_FILE
-    from glm_dist.train.attempt import claim_run_folder
-    from glm_dist.train.cluster import ROW_TASK_CPUS
-    from glm_dist.train.follow import Follower
-    from glm_dist.train.launch import launch, resolve
+    from glm_dist.train.launch import resolve
     from glm_dist.train.report import publish_report, write_report
-    from glm_dist.train.supervise import ask_to_stop, holding
-    from glm_dist.train.worker import EVENTS_FILE
 
     dataset = TokenDataset.open(output_path(settings.dataset))
     settings = resolve(settings, dataset)
@@ -46,20 +39,8 @@ def main(settings: PretrainSettings, arguments: argparse.Namespace) -> int:
         print(describe_plan(settings, dataset), flush=True)
         print(f"{'hours':<12} {describe_hours(settings, dataset)}")
         return 0
-    run_folder, workers, origin = settings.run_path, settings.workers, provenance()
-    claim_run_folder(run_folder, settings)
-    with holding(run_folder):
-        print(dump_config(settings))
-        print(f"run folder   {run_folder}", flush=True)
-        num_cpus = math.ceil(workers.most * workers.cpus_per_worker) + ROW_TASK_CPUS
-        connect(num_cpus)
-        on_termination(lambda: ask_to_stop(run_folder, "signal"))
-        terminal = Terminal(settings.num_steps)
-        with (
-            Follower(run_folder / METRICS_FILE, terminal.show),
-            Follower(run_folder / EVENTS_FILE, terminal.show_event),
-        ):
-            launched = launch(settings)
+    run_folder, origin = settings.run_path, provenance()
+    launched = launch_shown(settings, Terminal(settings.num_steps))
     if launched.ending.kind != "finished":
         print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
         print("next         the same command again goes on from there")

@@ -161,6 +161,11 @@ class Catalogue:
             for found in self.store.found()
         ]
 
+    def best(self) -> Checkpoint | None:
+        """The whole checkpoint with the lowest score, None where none has one."""
+        folder = self._best(list(self._candidates()))
+        return None if folder is None else self._verify(folder)
+
     @contextlib.contextmanager
     def lease(self, seconds: float = LEASE_SECONDS) -> Iterator[Checkpoint | None]:
         """The newest whole checkpoint, which nobody removes inside the block.

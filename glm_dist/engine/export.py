@@ -28,10 +28,12 @@ from glm_dist.model.huggingface import (
 )
 from glm_dist.model.reference_files import find_reference_files, read_reference_files
 from glm_dist.model.weight_files import WeightFolder, write_folder
+from glm_dist.tasks import TASK_FILE
 from glm_dist.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer, find_tokenizer
 
 CONFIG = "config.json"
-TOKENIZER_FILES = (MODEL_FILE, JSON_FILE, "tokenizer_config.json", "chat_template.jinja")
+COMPANIONS = (MODEL_FILE, JSON_FILE, "tokenizer_config.json", "chat_template.jinja", TASK_FILE)
+"""What stands beside a model: its tokenizer, and the task it was tuned for."""
 
 
 def export_model(
@@ -69,7 +71,7 @@ def export_model(
         documents[PREFIX_FILE] = prefix_source()
     if tokenizer is not None:
         documents |= {tokenizer.FILE: tokenizer.serialized, **tokenizer.to_huggingface()}
-    documents |= _tokenizer_files(source)
+    documents |= _companions(source)
     write_folder(output, tensors, documents)
     return config
 
@@ -100,13 +102,13 @@ def import_model(source: Path, output: Path) -> ModelSettings:
         settings = settings_from_config(config)
         stream = from_huggingface(weights, settings)
     documents: dict[str, Any] = {CONFIG: _own_config(settings, source)}
-    write_folder(output, stream, documents | _tokenizer_files(source))
+    write_folder(output, stream, documents | _companions(source))
     return settings
 
 
-def _tokenizer_files(folder: Path) -> dict[str, bytes]:
-    """What a folder says of its tokenizer, as it lies there."""
-    names = (name for name in TOKENIZER_FILES if (folder / name).exists())
+def _companions(folder: Path) -> dict[str, bytes]:
+    """What a folder says of tokenizer and task, as it lies there."""
+    names = (name for name in COMPANIONS if (folder / name).exists())
     return {name: (folder / name).read_bytes() for name in names}
 
 

@@ -7,6 +7,7 @@ Special tokens (`<eop>` and the like) are left out of the figures: they are easy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -15,9 +16,31 @@ from glm_dist.data.row_table import Piece
 from glm_dist.data.rows import FILL_ROW_ID, RowBuilder, Rows
 from glm_dist.errors import DataError
 
-TokenLosses = Callable[[Rows], np.ndarray]
-"""Rows → loss of every token [rows, sequence], float32, zero where there is none."""
+
+class TokenOutputs(NamedTuple):
+    """What a model says to rows, on the host."""
+
+    losses: np.ndarray
+    """Of every token, float32 [rows, sequence], zero where there is none."""
+    label_scores: np.ndarray | None = None
+    """Of a classifier, float32 [rows, sequence, labels]."""
+
+
+Forward = Callable[[Rows], TokenOutputs]
 AllSum = Callable[[np.ndarray], np.ndarray]
+
+
+class Evaluator(Protocol):
+    """What a model is measured by in training; each rank holds its share of the rows."""
+
+    def measure(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
+        """Figures by name, the same on all ranks."""
+
+    def score(self, figures: dict[str, float]) -> float:
+        """The one figure that says which of two models is better; lower is."""
+
+    def measure_more(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
+        """Figures that are wanted at the end alone."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +56,11 @@ class HeldOut:
     piece_bytes: np.ndarray
     """[vocabulary] int: UTF-8 bytes each token stands for."""
     micro_batch_size: int
+    seed: int = 0
 
-    def measure(self, token_losses: TokenLosses, all_sum: AllSum) -> dict[str, float]:
+    def measure(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
         """Loss and unigram entropy in nats a text token, their ratio, bits a byte."""
-        sums, counts, size = self._loss_sums(token_losses)
+        sums, counts, size = self._loss_sums(forward)
         totals = all_sum(np.concatenate((sums, counts, size)))
         sums, counts, size = np.split(totals, 3)
         loss, entropy = sums.sum() / counts.sum(), self.unigram_entropy(all_sum)
@@ -52,6 +76,15 @@ class HeldOut:
                 metrics[f"heldout/bits_per_byte_{name}"] = float(total / nbytes / math.log(2))
         return metrics
 
+    def score(self, figures: dict[str, float]) -> float:
+        """The loss."""
+        return figures["heldout/loss"]
+
+    def measure_more(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
+        """What context is worth: the loss where the visible text is shuffled."""
+        figures = self.with_shuffled_context(self.seed).measure(forward, all_sum)
+        return {"heldout/loss_shuffled_context": figures["heldout/loss"]}
+
     def unigram_entropy(self, all_sum: AllSum) -> float:
         """Entropy in nats of the held-out text targets' own distribution: the strictest unigram."""
         targets = self.rows["targets"][self.text_mask]
@@ -64,12 +97,12 @@ class HeldOut:
         shuffled = _shuffle_part_a(self.rows, self.piece_bytes > 0, seed)
         return replace(self, rows={**self.rows, "tokens": shuffled})
 
-    def _loss_sums(self, token_losses: TokenLosses) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _loss_sums(self, forward: Forward) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         num_rows, num_languages = len(self.rows["row_ids"]), len(self.language_names)
         sums = np.zeros((3, num_languages))
         for start in range(0, num_rows, self.micro_batch_size):
             part = slice(start, start + self.micro_batch_size)
-            losses = token_losses({name: array[part] for name, array in self.rows.items()})
+            losses = forward({name: array[part] for name, array in self.rows.items()}).losses
             text, languages = self.text_mask[part], self.languages[part]
             targets = self.rows["targets"][part][text]
             weights = (losses[text], np.ones(text.sum()), self.piece_bytes[targets])
@@ -100,6 +133,7 @@ def build_heldout(
         language_names=builder.dataset.languages,
         piece_bytes=piece_bytes,
         micro_batch_size=micro_batch_size,
+        seed=builder.seed,
     )
 
 

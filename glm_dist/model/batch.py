@@ -39,3 +39,5 @@ class LossOutput(NamedTuple):
     """fp32 scalar with a gradient: the sum, not the mean, over loss-bearing tokens."""
     token_losses: Tensor
     """fp32 [B, S] without a gradient, 0 where loss_mask is 0."""
+    label_scores: Tensor | None = None
+    """Of a classifier outside training: fp32 [B, S, labels], 0 where loss_mask is 0."""

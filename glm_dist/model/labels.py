@@ -57,4 +57,14 @@ def label_loss(
         token_losses = losses * loss_mask.flatten()
     else:
         token_losses = losses.new_zeros(loss_mask.numel()).index_copy(0, rows, losses)
-    return LossOutput(token_losses.sum(), token_losses.detach().view(loss_mask.shape))
+    label_scores = None if torch.is_grad_enabled() else _laid_out(flat, loss_mask, rows)
+    return LossOutput(token_losses.sum(), token_losses.detach().view(loss_mask.shape), label_scores)
+
+
+def _laid_out(flat: Tensor, loss_mask: Tensor, rows: Tensor | None) -> Tensor:
+    """Scores of the labelled tokens in their places, [B, S, labels]."""
+    if rows is None:
+        flat = flat * loss_mask.flatten()[:, None]
+    else:
+        flat = flat.new_zeros(loss_mask.numel(), flat.shape[-1]).index_copy(0, rows, flat)
+    return flat.view(*loss_mask.shape, -1)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from glm_dist.config import output_path
+from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import save_weights
 from glm_dist.engine.adapters import hash_model, open_whole, save_adapter
 from glm_dist.engine.export import CONFIG, model_folder, read_model_config
@@ -20,6 +21,7 @@ from glm_dist.model.initial import (
     load_initial_weights,
 )
 from glm_dist.model.tuning import apply_tuning
+from glm_dist.tasks import read_task, save_task
 from glm_dist.tokenizer import Tokenizer, find_tokenizer
 from glm_dist.train.settings import PretrainSettings
 
@@ -76,10 +78,11 @@ def save_result(
     folder: Path,
     settings: PretrainSettings,
     weights: dict[str, torch.Tensor],
-    tokenizer: Tokenizer,
+    dataset: TokenDataset,
     fingerprints: dict[str, str],
 ) -> None:
-    """Write what was trained: the whole model, or an adapter that names its base."""
+    """Write what was trained: the whole model, or an adapter that names its base, and its task."""
+    tokenizer = dataset.tokenizer
     config: dict[str, Any] = {
         "model": settings.model.model_dump(mode="json"),
         "name": settings.name,
@@ -89,10 +92,13 @@ def save_result(
         base, _ = _found(settings.init_from)
         config["base"] = {"folder": str(base), "sha256": fingerprints[BASE_MODEL]}
         save_adapter(folder, weights, config, {tokenizer.FILE: tokenizer.serialized})
-        return
-    save_weights(folder, weights)
-    tokenizer.save(folder)
-    (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    else:
+        save_weights(folder, weights)
+        tokenizer.save(folder)
+        (folder / CONFIG).write_text(json.dumps(config, indent=1))
+    if "task" in dataset.manifest:
+        task = read_task(dataset.manifest["task"], str(dataset.folder))
+        save_task(folder, task, settings.rows.sequence_length)
 
 
 def _found(init_from: str) -> tuple[Path, ModelSettings]:

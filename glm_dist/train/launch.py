@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -59,6 +59,8 @@ from glm_dist.train.worker import SIGNS_FOLDER, Job, run_rank
 
 logger = logging.getLogger(__name__)
 
+S = TypeVar("S", bound=PretrainSettings)
+
 COLLECTIVE_TIMEOUT_SECONDS = 1800
 PREFETCH_MICRO_BATCHES = 4
 WATCH_SECONDS = 2.0
@@ -74,7 +76,7 @@ class Launched:
     ending: Ending
 
 
-def resolve(settings: PretrainSettings, dataset: TokenDataset) -> PretrainSettings:
+def resolve(settings: S, dataset: TokenDataset) -> S:
     """The settings with what the dataset decides, checked against it.
 
     Raises:

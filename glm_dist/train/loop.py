@@ -15,7 +15,7 @@ from glm_dist.data.order import nth_rows
 from glm_dist.data.rows import Rows
 from glm_dist.engine import Engine, StepHealth
 from glm_dist.errors import GlmDistError, StepFailedError
-from glm_dist.evaluate.heldout import HeldOut
+from glm_dist.evaluate.heldout import Evaluator, Forward, TokenOutputs
 from glm_dist.metrics.clock import Clock
 from glm_dist.objective import Mode
 from glm_dist.train.boundary import Boundary, all_sum
@@ -24,7 +24,7 @@ from glm_dist.train.recorder import Recorder
 from glm_dist.train.schedule import learning_rate
 from glm_dist.train.self_check import check_ranks, is_check_due
 from glm_dist.train.settings import PretrainSettings
-from glm_dist.train.state import Ending, Rewind, TrainState
+from glm_dist.train.state import Ending, Rewind, Scores, TrainState
 from glm_dist.train.stragglers import Stragglers
 from glm_dist.train.stream import RowStream, StepRows, to_batch
 
@@ -37,7 +37,7 @@ class Run:
     engine: Engine
     boundary: Boundary
     stream: RowStream
-    heldout: HeldOut | None
+    evaluator: Evaluator | None
     save: Callable[[TrainState], None]
     note: Callable[..., None]
     """Writes down an event, by its name and values; on rank 0."""
@@ -45,14 +45,8 @@ class Run:
     recorder: Recorder
     clock: Clock
     state: TrainState
-    heldout_figures: dict[str, float] = field(default_factory=dict)
+    figures: dict[str, float] = field(default_factory=dict)
     """What the last evaluation gave."""
-    evaluated_step: int = -1
-    """When that was."""
-
-    def heldout_loss_at(self, step: int) -> float | None:
-        """The held-out loss, where it was measured at this step."""
-        return self.heldout_figures["heldout/loss"] if step == self.evaluated_step else None
 
 
 def train(run: Run) -> Ending:
@@ -60,14 +54,16 @@ def train(run: Run) -> Ending:
     state, settings = run.state, run.settings
     first_step, stopping = state.step, False
     while True:
-        ending = stopping or state.step >= settings.num_steps
-        if is_evaluation_due(settings, state.step) or (ending and not stopping):
+        is_done = state.step >= settings.num_steps
+        if is_evaluation_due(settings, state.step) or (is_done and not stopping):
             evaluate(run)
+        is_done = is_done or has_converged(settings.evaluation.patience, state.scores)
+        ending = stopping or is_done
         is_due = is_checkpoint_due(settings, state.step) and not state.guard.num_bad
         if state.step > first_step and (ending or is_due):
             checkpoint(run)
         if ending:
-            return Ending(state.step, "stopped" if state.step < settings.num_steps else "finished")
+            return Ending(state.step, "finished" if is_done else "stopped")
 
         run.clock.enter("data")
         rows = run.stream.next_step()
@@ -182,6 +178,14 @@ def is_evaluation_due(settings: PretrainSettings, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def has_converged(patience: int, scores: Scores) -> bool:
+    """Whether the last `patience` evaluations were all no better than the best one before them."""
+    if not patience or len(scores) <= patience:
+        return False
+    best = min(score for _, score in scores[:-patience])
+    return all(score >= best for _, score in scores[-patience:])
+
+
 def is_checkpoint_due(settings: PretrainSettings, step: int) -> bool:
     """Whether a checkpoint is written before step `step`."""
     return step % settings.checkpoints.every_steps == 0
@@ -194,23 +198,28 @@ def seed_dropout(seed: int, step: int, rank: int) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Measure the held-out loss and record it."""
-    if run.heldout is None:
+    """Measure by the evaluator, record it, and remember the score of this step."""
+    if run.evaluator is None:
         return
     run.clock.enter("evaluation")
-    run.heldout_figures = run.heldout.measure(token_losses(run.engine), all_sum)
-    run.evaluated_step = run.state.step
+    run.figures = run.evaluator.measure(forward_of(run.engine), all_sum)
+    run.state.remember_score(run.evaluator.score(run.figures))
     run.clock.enter("other")
-    run.recorder.log_evaluation(run.state.step, run.heldout_figures)
+    run.recorder.log_evaluation(run.state.step, run.figures)
 
 
-def token_losses(engine: Engine) -> Callable[[Rows], np.ndarray]:
-    """The engine's per-token losses as a function of rows."""
+def forward_of(engine: Engine) -> Forward:
+    """What the engine says to rows, fetched to the host."""
 
-    def measure(rows: Rows) -> np.ndarray:
-        return engine.evaluate(to_batch(rows, engine.device)).token_losses.float().cpu().numpy()
+    def forward(rows: Rows) -> TokenOutputs:
+        output = engine.evaluate(to_batch(rows, engine.device))
+        scores = output.label_scores
+        return TokenOutputs(
+            output.token_losses.float().cpu().numpy(),
+            None if scores is None else scores.float().cpu().numpy(),
+        )
 
-    return measure
+    return forward
 
 
 def checkpoint(run: Run) -> None:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from glm_dist.data.rows import RowBuilder, Rows
+from glm_dist.data.rows import Rows
+from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import EngineSettings, build_engine
 from glm_dist.engine.device import choose_device
@@ -25,7 +26,7 @@ def packed_steps(
     settings: PretrainSettings, dataset: TokenDataset, num_steps: int, rows_per_step: int
 ) -> Iterator[list[Rows]]:
     """Micro-batches of `num_steps` steps, packed from the documents in their own order."""
-    builder = RowBuilder(dataset, "train", settings.rows, settings.objective, settings.seed)
+    builder = build_row_builder(dataset, "train", settings.rows, settings.objective, settings.seed)
     num_rows, size = num_steps * rows_per_step, settings.batch.micro_batch_size
     documents: list[int] = []
     needed = 2 * num_rows * settings.rows.sequence_length

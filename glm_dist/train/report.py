@@ -68,8 +68,8 @@ def summarise(
 
 
 def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
-    """Training loss by mode, held-out loss, and the unigram entropy to be beaten."""
-    axes, figure = _axes("Loss of blank infilling", "optimizer step", "nats a token")
+    """Training loss by mode, and what it is judged by: held-out text, or a task's dev examples."""
+    axes, figure = _axes("Loss", "optimizer step", "nats a token")
     training = [line for line in lines if "loss" in line]
     heldout = [line for line in lines if "heldout/loss" in line]
     for name in (mode.name.lower() for mode in Mode):
@@ -83,7 +83,10 @@ def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
         axes.plot(steps, losses, "o-", color="black", label="held-out, text tokens")
         entropy = heldout[-1]["heldout/unigram_entropy"]
         axes.axhline(entropy, linestyle="--", color="grey", label="held-out unigram entropy")
-    if training or heldout:
+    dev = [(line["step"], line["dev/loss"]) for line in lines if "dev/loss" in line]
+    if dev:
+        axes.plot(*zip(*dev, strict=True), "o-", color="black", label="dev examples")
+    if axes.lines:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=130, bbox_inches="tight")
 
@@ -126,9 +129,17 @@ def _page(settings: PretrainSettings, summary: dict[str, Any]) -> str:
         for name, value in summary.items()
         if name.startswith("heldout/")
     ]
+    rows += [
+        (name.replace("/", " ").replace("_", " "), f"{value:.4g}")
+        for name, value in summary.items()
+        if name.startswith("dev/") or name == "best_step"
+    ]
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
+    told = (
+        "Held-out figures are on text tokens alone, `<eop>` and other special tokens apart; the "
+        "unigram entropy is that of the same tokens.\n\n"
+    )
     return (
         f"# Run {settings.name}\n\n| figure | value |\n|---|---|\n{table}\n\n"
-        f"Held-out figures are on text tokens alone, `<eop>` and other special tokens apart; the "
-        f"unigram entropy is that of the same tokens.\n\n![loss]({CURVE})\n\n![time]({TIME})\n"
+        f"{told if 'heldout/loss' in summary else ''}![loss]({CURVE})\n\n![time]({TIME})\n"
     )

@@ -57,6 +57,11 @@ class EvaluationSettings(Settings):
     """Held-out rows, always the same ones; 0 for no evaluation."""
     objective: ObjectiveSettings | None = None
     """What the held-out rows are cut by; by default as in training."""
+    patience: int = Field(0, ge=0)
+    """The run ends when so many evaluations in a row were no better than the best one; 0: never."""
+    restores_best: bool = False
+    """The finished model is that of the checkpoint with the best evaluation, not of the last step;
+    checkpoints are then written where evaluations are."""
 
 
 class CheckpointSettings(Settings):
@@ -243,16 +248,11 @@ class PretrainSettings(Settings):
         return []
 
     def _model_problems(self) -> list[str]:
-        problems = []
+        problems = self._head_problems()
         if self.tuning.is_adapter and self.init_from is None:
             problems.append(
                 f"tuning.kind: got {self.tuning.kind}, which is trained beside a finished model; "
                 "give it as init_from, or set tuning.kind: none"
-            )
-        if self.model.head.is_classifier:
-            problems.append(
-                f"model.head.kind: got {self.model.head.kind}, and pretraining predicts tokens; "
-                "set it to language_model"
             )
         return problems
 
@@ -265,6 +265,14 @@ class PretrainSettings(Settings):
             f"all nodes mount, and its checkpoints there: checkpoints.folder: {self.run_folder}"
         ]
 
+    def _head_problems(self) -> list[str]:
+        if not self.model.head.is_classifier:
+            return []
+        return [
+            f"model.head.kind: got {self.model.head.kind}, and pretraining predicts tokens; set it "
+            "to language_model"
+        ]
+
     def _rhythm_problems(self) -> list[str]:
         every = self.checkpoints.every_steps
         if self.log_every_steps < 1 or every < 1:
@@ -273,5 +281,10 @@ class PretrainSettings(Settings):
             return [
                 f"checkpoints.every_steps: got {every}, not a multiple of log_every_steps "
                 f"{self.log_every_steps}; a resumed curve would have other points"
+            ]
+        if self.evaluation.restores_best and self.evaluation.every_steps % every:
+            return [
+                f"evaluation.every_steps: got {self.evaluation.every_steps}, not a multiple of "
+                f"checkpoints.every_steps {every}; evaluation.restores_best needs one of each"
             ]
         return []

@@ -6,6 +6,9 @@ from typing import Any, Literal
 from glm_dist.data.order import Range
 from glm_dist.train.guard import GuardMemory
 
+Scores = list[tuple[int, float]]
+"""Steps that were evaluated and their scores, of which lower is better."""
+
 
 @dataclass
 class TrainState:
@@ -27,6 +30,18 @@ class TrainState:
     """What later steps are judged by."""
     seconds: dict[str, float] = field(default_factory=dict)
     """Wall time by part over all attempts."""
+    scores: Scores = field(default_factory=list)
+    """Of all evaluations up to now."""
+
+    def remember_score(self, score: float) -> None:
+        """The score of this step; one that is evaluated again replaces what it had."""
+        self.scores = [(step, old) for step, old in self.scores if step < self.step]
+        self.scores.append((self.step, score))
+
+    @property
+    def score(self) -> float | None:
+        """Of this step, where it was evaluated."""
+        return self.scores[-1][1] if self.scores and self.scores[-1][0] == self.step else None
 
     def to_json(self) -> dict[str, Any]:
         """A dict of plain values."""
@@ -36,7 +51,9 @@ class TrainState:
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
         """Read back `to_json`."""
         skipped = [tuple(pair) for pair in values["skipped"]]
-        return cls(**{**values, "skipped": skipped, "guard": GuardMemory(**values["guard"])})
+        scores = [(step, score) for step, score in values.get("scores", [])]
+        read = {"skipped": skipped, "scores": scores, "guard": GuardMemory(**values["guard"])}
+        return cls(**{**values, **read})
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ from typing import Any
 import torch.distributed as dist
 
 from glm_dist.data.order import RowSchedule
-from glm_dist.data.rows import RowBuilder
+from glm_dist.data.samples import SampleRowBuilder, build_row_builder
 from glm_dist.data.shards import TokenDataset
-from glm_dist.engine import Engine, build_engine, load_checkpoint
+from glm_dist.engine import Catalogue, Checkpoint, Engine, build_engine, load_checkpoint
 from glm_dist.engine.catalogue import SCORE_KEY
 from glm_dist.engine.storage import append_json_line, read_json_lines
-from glm_dist.evaluate.heldout import HeldOut, build_heldout
+from glm_dist.evaluate.dev import build_dev
+from glm_dist.evaluate.heldout import Evaluator, build_heldout
 from glm_dist.metrics.clock import Clock
 from glm_dist.metrics.sinks import Sinks, build_sinks
 from glm_dist.model.tuning import base_names, meta_model
@@ -27,7 +28,7 @@ from glm_dist.train.flops import StepFlops
 from glm_dist.train.goodput import account
 from glm_dist.train.heartbeat import Heartbeat
 from glm_dist.train.initial import build_initial, save_result
-from glm_dist.train.loop import Run, token_losses, train
+from glm_dist.train.loop import Run, forward_of, train
 from glm_dist.train.recorder import Recorder
 from glm_dist.train.saver import Saver
 from glm_dist.train.settings import PretrainSettings
@@ -82,7 +83,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
     state = attempt.train_state
     note = _notes(run_folder, attempt.number) if boundary.rank == 0 else _no_note
     sinks = _sinks(job, state, engine) if boundary.rank == 0 else None
-    heldout = _heldout(job, boundary)
+    evaluator = build_evaluator(job, boundary)
     saver = Saver(run_folder, settings, attempt, checkpoint)
 
     def save(current: TrainState) -> None:
@@ -90,7 +91,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
             "train": current.to_json(),
             "fingerprints": job.fingerprints,
             "config": settings.model_dump(mode="json"),
-            SCORE_KEY: run.heldout_loss_at(current.step),
+            SCORE_KEY: current.score,
         }
         saver.save(current.step, engine, kept)
 
@@ -105,7 +106,7 @@ def _train(job: Job, boundary: Boundary, attempt: Attempt, clock: Clock) -> Endi
         engine=engine,
         boundary=boundary,
         stream=RowStream(boundary, schedule, settings.batch.micro_batch_size),
-        heldout=heldout,
+        evaluator=evaluator,
         save=save,
         note=note,
         stragglers=Stragglers(engine, note),
@@ -159,18 +160,21 @@ def _sinks(job: Job, state: TrainState, engine: Engine) -> Sinks:
     return sinks
 
 
-def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
+def build_evaluator(job: Job, boundary: Boundary) -> Evaluator | None:
+    """This rank's share of what the run is measured by: a task's dev examples, or held-out text."""
     settings = job.settings
     if not settings.evaluation.num_rows:
         return None
-    builder = RowBuilder(
-        TokenDataset.open(job.dataset_folder),
+    dataset = TokenDataset.open(job.dataset_folder)
+    builder = build_row_builder(
+        dataset,
         "validation",
         settings.rows,
         settings.evaluation.objective or settings.objective,
         settings.seed,
     )
-    return build_heldout(
+    build = build_dev if isinstance(builder, SampleRowBuilder) else build_heldout
+    return build(
         builder,
         settings.evaluation.num_rows,
         settings.batch.micro_batch_size,
@@ -180,20 +184,32 @@ def _heldout(job: Job, boundary: Boundary) -> HeldOut | None:
 
 
 def _finish(job: Job, run: Run) -> None:
-    """Final held-out figures, with and without context, and the finished model's folder."""
-    settings, engine, figures = job.settings, run.engine, dict(run.heldout_figures)
-    if run.heldout is not None:
-        shuffled = run.heldout.with_shuffled_context(settings.seed)
-        losses = shuffled.measure(token_losses(engine), all_sum)
-        figures["heldout/loss_shuffled_context"] = losses["heldout/loss"]
+    """Final figures of the model that counts, and its folder."""
+    settings, engine, figures = job.settings, run.engine, dict(run.figures)
+    forward = forward_of(engine)
+    best = _restore_best(job, run)
+    if run.evaluator is not None:
+        if best is not None:
+            figures = {**run.evaluator.measure(forward, all_sum), "best_step": best.step}
+        figures |= run.evaluator.measure_more(forward, all_sum)
     weights = engine.full_weights()
     if weights is not None:
         folder = Path(job.run_folder) / MODEL_FOLDER
-        tokenizer = TokenDataset.open(job.dataset_folder).tokenizer
-        save_result(folder, settings, weights, tokenizer, job.fingerprints)
+        dataset = TokenDataset.open(job.dataset_folder)
+        save_result(folder, settings, weights, dataset, job.fingerprints)
         path = Path(job.run_folder) / "final.json"
         temporary = path.with_suffix(f".tmp-{os.getpid()}")
         temporary.write_text(json.dumps({**figures, "engine": engine.describe()}, indent=1))
         os.replace(temporary, path)
     if dist.is_initialized():
         dist.barrier()
+
+
+def _restore_best(job: Job, run: Run) -> Checkpoint | None:
+    """Go back to the checkpoint with the best evaluation, where that is asked for."""
+    if not job.settings.evaluation.restores_best:
+        return None
+    best = Catalogue(job.settings.checkpoint_location or job.run_folder).best()
+    if best is not None:
+        load_checkpoint(run.engine, best)
+    return best

@@ -85,9 +85,10 @@ def test_an_adapter_learns_survives_a_death_and_opens_beside_its_base(run, base)
 
 def final_loss(runner, model):
     """The held-out loss, by the model as it is loaded for inference."""
+    from glm_dist.evaluate.heldout import TokenOutputs
     from glm_dist.train.boundary import all_sum
     from glm_dist.train.stream import to_batch
-    from glm_dist.train.worker import Job, _heldout
+    from glm_dist.train.worker import Job, build_evaluator
 
     class One:
         rank, world_size = 0, 1
@@ -96,9 +97,9 @@ def final_loss(runner, model):
 
     @torch.no_grad()
     def losses(rows):
-        return model(*to_batch(rows, torch.device("cpu"))).token_losses.numpy()
+        return TokenOutputs(model(*to_batch(rows, torch.device("cpu"))).token_losses.numpy())
 
-    return _heldout(job, One()).measure(losses, all_sum)["heldout/loss"]
+    return build_evaluator(job, One()).measure(losses, all_sum)["heldout/loss"]
 
 
 def test_a_run_with_frozen_parameters_leaves_them_as_they_were(base, tmp_path):

@@ -13,14 +13,14 @@ from torch import nn
 
 from glm_dist.data.order import RowOrder, RowSchedule
 from glm_dist.data.row_table import RowTable, finish_table, write_part
-from glm_dist.data.rows import RowBuilder, Rows, RowSettings
+from glm_dist.data.rows import Rows, RowSettings
+from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import SCHEMA_VERSION, Document, TokenDataset, write_manifest, write_shard
 from glm_dist.engine import Engine, EngineSettings
 from glm_dist.engine.storage import hash_file
 from glm_dist.errors import StepFailedError
 from glm_dist.metrics.sinks import SinkSettings, read_metrics
 from glm_dist.model import ModelSettings
-from glm_dist.objective import ObjectiveSettings
 from glm_dist.tokenizer import Tokenizer, TokenizerSettings, train_tokenizer
 from glm_dist.train import worker
 from glm_dist.train.attempt import claim_run_folder, decide_attempt, read_attempts
@@ -88,8 +88,8 @@ class Runner:
         self.dataset, self.settings, self.folder = dataset, settings, folder
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         self.world_size = dist.get_world_size() if dist.is_initialized() else 1
-        self.builder = RowBuilder(
-            dataset, "train", settings.rows, ObjectiveSettings(), settings.seed
+        self.builder = build_row_builder(
+            dataset, "train", settings.rows, settings.objective, settings.seed
         )
         if self.rank == 0:
             self._write_tables()
@@ -172,7 +172,7 @@ class Runner:
         epoch, lengths = 0, self.builder.lengths.tolist()
         while needed > 0:
             folder = self.folder / f"table-{epoch:05d}"
-            rows = self.builder.packer(epoch).pack(range(NUM_TRAINING_DOCUMENTS), lengths)
+            rows = self.builder.packer(epoch).pack(range(len(lengths)), lengths)
             finish_table(folder, {}, [write_part(folder, 0, rows)])
             needed -= len(rows)
             epoch += 1

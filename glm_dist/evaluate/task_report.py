@@ -1,0 +1,152 @@
+"""What a task's answers are worth: scores with intervals, predictions, confusions, worst errors.
+
+It stands apart from how answers come about, so that every model, ours or not, is reported alike.
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from glm_dist.evaluate.mistakes import confusion, worst_errors
+from glm_dist.evaluate.pictures import draw_confusion
+from glm_dist.evaluate.score import Score, interval
+from glm_dist.evaluate.scores import (
+    accuracy,
+    answer_f1,
+    bleu,
+    chrf,
+    entity_f1,
+    exact_match,
+    macro_f1,
+    rouge,
+    span_f1,
+)
+from glm_dist.tasks import Answer, Task
+from glm_dist.tasks.examples import Example
+from glm_dist.tasks.labelling import spells_spans
+
+PREDICTIONS, SCORES, CONFUSION = "predictions.jsonl", "scores.json", "confusion.svg"
+NUM_WORST = 10
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One score as it is printed and kept."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    signature: str = ""
+
+    def __str__(self) -> str:
+        """The score with its 95 % interval."""
+        return f"{self.name} {self.value:.1f} ({self.low:.1f} to {self.high:.1f})"
+
+
+def score_answers(
+    task: Task[Any], examples: Sequence[Example], answers: Sequence[Answer]
+) -> list[Score]:
+    """The scores of the task's kind, the one that counts first."""
+    golds = [task.compared(one, task.gold(one)) for one in examples]
+    values = [
+        task.compared(one, answer.value) for one, answer in zip(examples, answers, strict=True)
+    ]
+    language = _language(task, examples)
+    scoring = task.scoring
+    if scoring == "labels":
+        return [accuracy(golds, values), macro_f1(golds, values, task.labels)]
+    if scoring == "tags":
+        flat = accuracy([t for tags in golds for t in tags], [t for tags in values for t in tags])
+        return [entity_f1(golds, values), flat] if spells_spans(task.labels) else [flat]
+    if scoring == "translation":
+        return [bleu(golds, values, language), chrf(golds, values)]
+    if scoring == "summary":
+        return [rouge(golds, values, kind) for kind in ("rougeL", "rouge1", "rouge2")]
+    if scoring == "blanks":
+        golds = [blank for blanks in golds for blank in blanks]
+        values = [blank for blanks in values for blank in blanks]
+    if scoring in ("answer", "blanks"):
+        return [exact_match(golds, values, language), answer_f1(golds, values, language)]
+    if scoring == "edits":
+        return [span_f1(golds, values)]
+    return [rouge(golds, values, "rougeL"), bleu(golds, values, language)]
+
+
+def write_answers(
+    folder: Path,
+    task: Task[Any],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    origin: dict[str, Any],
+) -> list[Scored]:
+    """Write predictions, scores and, of labels, the confusion picture; the scores.
+
+    Args:
+        folder: made if missing.
+        task: whose answers they are.
+        examples: with their right answers.
+        answers: in the same order.
+        origin: what the scores are of, kept beside them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_predictions(folder / PREDICTIONS, task, examples, answers)
+    scores = [
+        Scored(score.name, **interval([score])._asdict(), signature=score.signature)
+        for score in score_answers(task, examples, answers)
+    ]
+    kept: dict[str, Any] = {
+        **origin,
+        "examples": len(examples),
+        "scores": list(map(asdict, scores)),
+    }
+    if task.scoring == "labels":
+        golds, values = [task.gold(one) for one in examples], [one.value for one in answers]
+        table = confusion(golds, values, task.labels)
+        title = f"{task.settings.kind}: {scores[0]}"
+        draw_confusion(folder / CONFUSION, table, task.labels, title)
+        sure = [max(one.probabilities, default=0.0) for one in answers]
+        shown = [task.shown(one) for one in examples]
+        worst = worst_errors(shown, golds, values, sure, NUM_WORST)
+        kept |= {"confusion": table.tolist(), "labels": list(task.labels)}
+        kept["worst_errors"] = [one._asdict() for one in worst]
+    _write(folder / SCORES, json.dumps(kept, indent=1, ensure_ascii=False))
+    return scores
+
+
+def write_predictions(
+    path: Path,
+    task: Task[Any],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    *,
+    is_labelled: bool = True,
+) -> None:
+    """One JSON line for each example: what was asked, said and, where it is known, right."""
+    lines = []
+    for example, answer in zip(examples, answers, strict=True):
+        line = {"place": example.place, "input": task.shown(example), "prediction": answer.value}
+        if is_labelled:
+            line["gold"] = task.gold(example)
+        if answer.probabilities:
+            line["probabilities"] = dict(zip(task.labels, answer.probabilities, strict=True))
+        lines.append(json.dumps(line, ensure_ascii=False))
+    _write(path, "\n".join([*lines, ""]))
+
+
+def _language(task: Task[Any], examples: Sequence[Example]) -> str:
+    """Of the answers: as the task says, else that of most examples."""
+    given = getattr(task.settings, "target_language", None) or task.settings.language
+    if given:
+        return str(given)
+    chinese = sum(example.language == "zh" for example in examples)
+    return "zh" if chinese > len(examples) / 2 else "en"
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,130 @@
+"""A base of one's own: a tokenizer and a short pretraining on the texts that a task is learnt from.
+
+It stands apart for whoever has a task and no model yet; a base that has read more is better.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from glm_dist.config import output_path
+from glm_dist.data.prepare.pipeline import prepare
+from glm_dist.data.prepare.settings import PrepareSettings, SourceSettings
+from glm_dist.data.shards import TokenDataset
+from glm_dist.tasks.examples import Example
+from glm_dist.tokenizer import TokenizerSettings
+from glm_dist.train.finetune import read_splits
+from glm_dist.train.finetune_settings import FinetuneSettings
+from glm_dist.train.launch import resolve
+from glm_dist.train.probe import probe_steps
+from glm_dist.train.settings import PretrainSettings
+
+FOLDER = "base"
+LARGEST_VOCABULARY, SMALLEST_VOCABULARY = 8000, 600
+BYTES_PER_PIECE = 100
+"""So much text stands behind each piece of the vocabulary."""
+BATCH_ROWS = 16
+PEAK_LEARNING_RATE = 2e-3
+VALIDATION_SHARE = 0.05
+
+
+def prepare_texts(settings: FinetuneSettings) -> TokenDataset:
+    """The texts of the training examples as a dataset, with a tokenizer trained on them."""
+    folder = settings.run_path / FOLDER
+    texts = [text for one in read_splits(settings)["train"] for text in texts_of(one)]
+    path = folder / "texts.jsonl"
+    lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
+    _write(path, lines)
+    vocab_size = path.stat().st_size // BYTES_PER_PIECE
+    vocab_size = max(SMALLEST_VOCABULARY, min(LARGEST_VOCABULARY, vocab_size))
+    return prepare(
+        PrepareSettings(
+            output=str(folder / "data"),
+            sources=[SourceSettings(name="training texts", path=str(path))],
+            tokenizer=TokenizerSettings(vocab_size=vocab_size, seed=settings.seed),
+            validation_share=VALIDATION_SHARE,
+        )
+    )
+
+
+def texts_of(example: Example) -> Sequence[str]:
+    """Whatever of an example is running text, messages and lists of words joined."""
+    return [text for name in example.fields if name != "label" for text in _strings(example, name)]
+
+
+def _strings(example: Example, name: str) -> list[str]:
+    value = example.fields[name]
+    if isinstance(value, list):
+        words = [one if isinstance(one, str) else str(one.get("content") or "") for one in value]
+        return [" ".join(words)] if name != "tags" else []
+    return [example.text(name)] if example.text(name) else []
+
+
+def plan_base(
+    settings: FinetuneSettings, dataset: TokenDataset, minutes: float
+) -> PretrainSettings:
+    """A pretraining run of about so many minutes; one that has begun keeps the steps it has."""
+    folder = settings.run_path / FOLDER / "run"
+    share = max(1, BATCH_ROWS // settings.workers.most)
+    shared = ("seed", "rows", "objective", "model", "engine", "workers", "sinks")
+    values: dict[str, Any] = {
+        **{name: getattr(settings, name) for name in shared},
+        "name": f"{settings.name}-base",
+        "run_folder": str(folder),
+        "dataset": str(dataset.folder),
+        "duration": {"num_steps": 1},
+        "batch": {"global_batch_size": share * settings.workers.most, "micro_batch_size": share},
+        "schedule": {"peak_learning_rate": PEAK_LEARNING_RATE},
+        "evaluation": {"every_steps": 0, "num_rows": 64},
+    }
+    path = folder / "config.json"
+    if path.exists():
+        steps = json.loads(path.read_text(encoding="utf-8"))["duration"]["num_steps"]
+    else:
+        steps = _steps(resolve(PretrainSettings(**values), dataset), dataset, minutes)
+    every = max(1, steps // 10)
+    values |= {
+        "duration": {"num_steps": steps},
+        "log_every_steps": every,
+        "checkpoints": {"every_steps": every},
+    }
+    return resolve(PretrainSettings(**values), dataset)
+
+
+def _steps(settings: PretrainSettings, dataset: TokenDataset, minutes: float) -> int:
+    """Steps of so many minutes, by a few real ones; workers beyond the cores share them."""
+    seconds = probe_steps(settings, dataset)
+    crowd = max(1.0, settings.workers.most * settings.workers.cpus_per_worker / _num_cores())
+    return max(1, int(60 * minutes / (median(seconds) * crowd)))
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def make_base(
+    settings: FinetuneSettings, minutes: float, train: Callable[[PretrainSettings], bool]
+) -> tuple[TokenDataset, str | None]:
+    """The dataset of the texts, whose tokenizer the task takes, and the folder of the base.
+
+    Args:
+        settings: of the fine-tuning.
+        minutes: of pretraining; without any there is no base but the tokenizer alone.
+        train: runs a pretraining to its end; false when it was asked to stop before.
+    """
+    dataset = prepare_texts(settings)
+    if not minutes:
+        return dataset, None
+    base = plan_base(settings, dataset, minutes)
+    finished = (base.run_path / "model" / "config.json").exists() or train(base)
+    return dataset, str(output_path(base.run_path)) if finished else None
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(f".tmp-{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)

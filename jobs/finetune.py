@@ -1,0 +1,249 @@
+#!/usr/bin/env python3
+"""Fine-tune a GLM on a task's examples, score it, and leave it ready to be asked.
+
+python jobs/finetune.py --config jobs/configs/FILE init_from=runs/RUN    a task of yours
+python jobs/finetune.py --data FOLDER                  a folder with train.csv and test.csv
+ray job submit --working-dir . -- python jobs/finetune.py …   the same on a cluster
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from _driver import RESUME_ME, as_driver
+from _job import run_job
+from _ray import connect
+from _training import cpus_needed, launch_shown
+from pretrain import Terminal, format_seconds
+
+from glm_dist.errors import ConfigError
+from glm_dist.train.finetune_settings import FinetuneSettings
+
+if TYPE_CHECKING:
+    from glm_dist.evaluate.score import Score
+    from glm_dist.evaluate.task_report import Scored
+    from glm_dist.train.finetune import Prepared
+
+DEFAULT_BASE_MINUTES = 5.0
+ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
+SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
+"""Split of a task: what its file is called in a folder."""
+
+
+class StoppedError(Exception):
+    """The run was asked to stop, and has saved."""
+
+
+def main(settings: FinetuneSettings, arguments: argparse.Namespace) -> int:
+    """Tune, then score; RESUME_ME when the run was asked to stop early."""
+    try:
+        if settings.init_from is None:
+            tune_with_own_base(settings, arguments)
+        else:
+            tune(settings, arguments)
+    except StoppedError:
+        print("next         the same command again goes on from there")
+        return RESUME_ME
+    return 0
+
+
+def tune_with_own_base(settings: FinetuneSettings, arguments: argparse.Namespace) -> None:
+    """Make a base of the training texts, tune it, and say what it brought over random weights."""
+    from glm_dist.evaluate.score import gain
+    from glm_dist.train.base import make_base
+
+    if arguments.plan:
+        raise ConfigError("--plan: needs the model that is begun with; give init_from")
+    minutes = arguments.base_minutes
+    connect(cpus_needed(settings))
+    print(
+        "base         no init_from is given, so one is made of the training texts: a tokenizer, "
+        f"and {minutes:g} minutes of blank infilling (--base-minutes)",
+        flush=True,
+    )
+    texts, base = make_base(settings, minutes, pretrain_shown)
+    if base is None:
+        tune(settings, arguments, texts.tokenizer)
+        return
+    ours = tune(settings.model_copy(update={"init_from": base}), arguments)
+    random = {"run_folder": str(settings.run_path / "from_random_weights")}
+    print("\nthe same from random weights, to see what the base is worth", flush=True)
+    theirs = tune(settings.model_copy(update=random), arguments, texts.tokenizer)
+    if ours is not None and theirs is not None:
+        found = gain([ours], [theirs])
+        print(
+            f"gain         {ours.name} {ours.value:.1f} from the base and {theirs.value:.1f} from "
+            f"random weights: {found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
+        )
+        print(f"next         {next_command(settings.run_path)}")
+
+
+def tune(
+    settings: FinetuneSettings, arguments: argparse.Namespace, tokenizer: Any = None
+) -> "Score | None":
+    """One run to its end and its score; None where there was only a plan."""
+    from glm_dist.metrics.provenance import provenance
+    from glm_dist.train.finetune import prepare_finetuning
+    from glm_dist.train.launch import resolve
+    from glm_dist.train.report import write_report
+
+    origin = provenance()
+    prepared = prepare_finetuning(settings, tokenizer)
+    settings = resolve(prepared.settings, prepared.dataset)
+    describe(prepared)
+    if arguments.plan:
+        from glm_dist.train.plan import describe_plan
+
+        print(describe_plan(settings, prepared.dataset))
+        return None
+    terminal = TuningTerminal(settings.num_steps, prepared.steps_per_epoch)
+    launched = launch_shown(settings, terminal)
+    if launched.ending.kind != "finished":
+        print(f"stopped      saved at step {launched.ending.step} of {settings.num_steps}")
+        raise StoppedError
+    write_report(settings.run_path, settings, prepared.dataset, origin)
+    return score(settings.run_path, prepared, origin)
+
+
+def pretrain_shown(settings: Any) -> bool:
+    """Pretrain a base.
+
+    Raises:
+        StoppedError: when the run was asked to stop.
+    """
+    launched = launch_shown(settings, Terminal(settings.num_steps))
+    if launched.ending.kind != "finished":
+        raise StoppedError
+    return True
+
+
+def describe(prepared: "Prepared") -> None:
+    """How many examples there are, and of which labels."""
+    for name, examples in prepared.splits.items():
+        print(f"{name:<12} {len(examples):,} examples")
+    labels = prepared.task.labels
+    if labels:
+        shown = ", ".join(labels[:12]) + (" …" if len(labels) > 12 else "")
+        print(f"labels       {len(labels)}: {shown}", flush=True)
+
+
+def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Score":
+    """Score the finished model, print the scores and where everything lies."""
+    from glm_dist.evaluate.answers import Answerer
+    from glm_dist.evaluate.task_report import score_answers, write_answers
+    from glm_dist.inference import load_model
+
+    split, task = prepared.scored, prepared.task
+    examples = prepared.splits[split]
+    answers = Answerer(*load_model(run_folder), task).answer(examples)
+    folder = run_folder / split
+    print_scores(split, len(examples), write_answers(folder, task, examples, answers, origin))
+    print(f"predictions  {folder}")
+    print(f"report       {run_folder / 'report.md'}")
+    print(f"model        {run_folder / 'model'}")
+    print(f"next         {next_command(run_folder)}", flush=True)
+    return score_answers(task, examples, answers)[0]
+
+
+def print_scores(split: str, num_examples: int, scores: Sequence["Scored"]) -> None:
+    """Each score with its interval."""
+    for one in scores:
+        print(f"{split:<12} {one} on {num_examples:,} examples")
+
+
+def next_command(run_folder: Path) -> str:
+    """What to do with a model that has been tuned."""
+    return f"python jobs/evaluate.py model={run_folder} data=FILE"
+
+
+class TuningTerminal(Terminal):
+    """A line a log step, and one an evaluation."""
+
+    def __init__(self, num_steps: int, steps_per_epoch: int) -> None:
+        super().__init__(num_steps)
+        self._steps_per_epoch = steps_per_epoch
+        self._losses: list[float] = []
+
+    def show(self, text: str) -> None:
+        """Print the figures of one JSON line."""
+        line = json.loads(text)
+        if "dev/loss" in line:
+            self._show_epoch(line)
+            return
+        if "loss" in line:
+            self._losses.append(line["loss"])
+        left = (self._num_steps - line["step"]) * line.get("seconds_per_step", 0.0)
+        print(
+            f"{int(line['step']):>6}/{self._num_steps:<5} loss {line.get('loss', 0.0):>7.4f}  lr "
+            f"{line['learning_rate']:.2e}  {line['tokens_per_second']:>7,.0f} tokens/s  "
+            f"{format_seconds(left)} left",
+            flush=True,
+        )
+
+    def _show_epoch(self, line: dict[str, float]) -> None:
+        epoch = line["step"] / self._steps_per_epoch
+        mean = f"loss {sum(self._losses) / len(self._losses):.4f}, " if self._losses else ""
+        names = [name for name in line if name.startswith("dev/") and name != "dev/error"]
+        figures = ", ".join(f"{name[4:].replace('_', ' ')} {line[name]:.4f}" for name in names)
+        print(f"epoch {epoch:>6.2f}  {mean}dev {figures}", flush=True)
+        self._losses = []
+
+
+def progress(settings: FinetuneSettings) -> int:
+    """Steps that attempts began at, over all runs of the job; see `pretrain.resumed_step`."""
+    paths = settings.run_path.glob("**/attempts/attempt-*.json")
+    return sum(json.loads(path.read_text())["state"]["step"] for path in paths)
+
+
+def with_folder(argv: Sequence[str]) -> list[str]:
+    """The command line with the files of `--data FOLDER` as settings, which others win over."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--data")
+    known, rest = parser.parse_known_args(argv)
+    if not known.data:
+        return rest
+    has_config = any(argument.startswith("--config") for argument in rest)
+    folder = Path(known.data).absolute()
+    named = [] if has_config else [f"name={folder.name}", "task.kind=classification"]
+    return [*named, *files_of(folder), *rest]
+
+
+def files_of(folder: Path) -> list[str]:
+    """Settings that name the files of a folder."""
+    found = []
+    for split, names in SPLITS.items():
+        paths = [folder / f"{name}.{ending}" for name in names for ending in ENDINGS]
+        found += [f"task.{split}={path}" for path in paths if path.exists()][:1]
+    return found
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that are no settings."""
+    parser.add_argument(
+        "--data", metavar="FOLDER", help="a folder with train.csv, test.csv and perhaps dev.csv"
+    )
+    parser.add_argument(
+        "--base-minutes",
+        type=float,
+        default=DEFAULT_BASE_MINUTES,
+        metavar="N",
+        help="without init_from: how long a base is made of the training texts; 0 for none",
+    )
+    parser.add_argument(
+        "--plan", action="store_true", help="print sizes, memory and work of the run, and stop"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(
+        run_job(
+            as_driver(main, progress),
+            FinetuneSettings,
+            description=__doc__ or "",
+            add_flags=add_flags,
+            argv=with_folder(sys.argv[1:]),
+        )
+    )

@@ -1,0 +1,126 @@
+"""A model's answers are those of the training forward, whatever else is asked beside them."""
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+from finetune_scenarios import FILLER, GOOD, small_tokenizer
+
+from glm_dist.data.rows import RowSettings
+from glm_dist.data.samples import build_row_builder
+from glm_dist.evaluate.answers import Answerer
+from glm_dist.evaluate.dev import build_dev
+from glm_dist.evaluate.heldout import TokenOutputs
+from glm_dist.evaluate.task_report import PREDICTIONS, SCORES, write_answers
+from glm_dist.model import ModelSettings, build_model
+from glm_dist.objective import ObjectiveSettings
+from glm_dist.tasks import TASKS, Binding, build_task
+from glm_dist.tasks.dataset import build_dataset
+from glm_dist.tasks.examples import Example
+from glm_dist.train.stream import to_batch
+
+CASES = {
+    "cloze": ("classification", {"verbalizers": {"x": "good", "y": "bad dull", "z": "man"}}),
+    "head": ("classification", {"method": "head"}),
+    "labelling": ("labelling", {}),
+    "translation": ("translation", {"decoding": {"max_tokens": 6}}),
+    "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
+    "dialogue": ("dialogue", {"decoding": {"max_tokens": 6}}),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return small_tokenizer()
+
+
+def examples_of(kind, count=12):
+    """Of very different lengths, so that batches are padded."""
+    rng, found = random.Random(0), []
+    for number in range(count):
+        words = rng.choices([*FILLER, *GOOD], k=4 + 3 * number)
+        text = " ".join(words)
+        tags = [rng.choice(["O", "B-A", "I-A"]) for _ in words]
+        fields = {
+            "classification": {"text": text, "label": "xyz"[number % 3]},
+            "labelling": {
+                "tokens": words,
+                "tags": tags,
+            },
+            "translation": {"source": text, "target": "a dog"},
+            "infilling": {"text": text},
+            "dialogue": {"messages": [text, "a dog"]},
+        }
+        found.append(Example(fields[kind], f"line {number}"))
+    return found
+
+
+@pytest.fixture(scope="module", params=CASES)
+def asked(request, tokenizer):
+    kind, settings = CASES[request.param]
+    examples = examples_of(kind)
+    complete = TASKS[kind].complete(TASKS[kind].Settings(**settings), examples)
+    task = build_task(complete, Binding(tokenizer, 128))
+    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "init_std": 0.5}
+    shape |= {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
+    model = build_model(ModelSettings(preset=None, **shape, head=task.head)).eval()
+    return Answerer(model, tokenizer, task), model, task, examples
+
+
+def test_an_answer_does_not_depend_on_its_neighbours_nor_on_padding(asked):
+    answerer, _, _, examples = asked
+    together = answerer.answer(examples)
+    alone = [answerer.answer([example])[0] for example in examples]
+    backwards = answerer.answer(examples[::-1])[::-1]
+    assert [one.value for one in together] == [one.value for one in alone]
+    assert [one.value for one in together] == [one.value for one in backwards]
+    assert len({str(one) for one in together}) > 1
+    for one, other in zip(together, alone, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("asked", ["cloze", "head", "labelling"], indirect=True)
+def test_what_is_measured_in_training_is_what_the_answers_are_worth(asked, tmp_path):
+    """Packed rows of dev samples under their evaluator, against the questions of the same task."""
+    answerer, model, task, examples = asked
+    splits = {"train": examples, "validation": examples}
+    dataset = build_dataset(tmp_path, task, splits, seed=0)
+    rows = RowSettings(sequence_length=128)
+    builder = build_row_builder(dataset, "validation", rows, ObjectiveSettings(), 0)
+
+    @torch.no_grad()
+    def forward(rows):
+        output = model(*to_batch(rows, torch.device("cpu")))
+        scores = output.label_scores
+        return TokenOutputs(output.token_losses.numpy(), None if scores is None else scores.numpy())
+
+    figures = build_dev(builder, 1000, 3).measure(forward, lambda values: values)
+    answers = answerer.answer(examples)
+    if task.scoring == "labels":
+        right = [one.value == task.gold(e) for one, e in zip(answers, examples, strict=True)]
+    else:
+        pairs = zip(answers, examples, strict=True)
+        right = [a == b for one, e in pairs for a, b in zip(one.value, task.gold(e), strict=True)]
+    assert figures["dev/accuracy"] == pytest.approx(np.mean(right))
+
+
+def test_predictions_and_scores_are_written_with_what_they_are_of(asked, tmp_path):
+    answerer, _, task, examples = asked
+    scores = write_answers(tmp_path, task, examples, answerer.answer(examples), {"model": "m"})
+    lines = (tmp_path / PREDICTIONS).read_text().splitlines()
+    assert [json.loads(line)["place"] for line in lines] == [one.place for one in examples]
+    kept = json.loads((tmp_path / SCORES).read_text())
+    assert kept["model"] == "m"
+    assert kept["examples"] == len(examples)
+    assert [one["name"] for one in kept["scores"]] == [one.name for one in scores]
+    assert all(one.low <= one.value + 1e-9 and one.value <= one.high + 1e-9 for one in scores)

@@ -1,0 +1,108 @@
+"""Tuning, scoring and asking again as a user runs them, on tables as users have them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from finetune_scenarios import SMALL, reviews, small_tokenizer
+
+from glm_dist.engine import save_weights
+from glm_dist.engine.export import CONFIG
+from glm_dist.model import ModelSettings, build_model
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.ray
+TAKEN = ("rows", "batch", "engine", "sinks", "workers", "schedule")
+
+
+class Home:
+    """A home for outputs, with a base model of random weights and a folder of reviews."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        tokenizer = small_tokenizer()
+        settings = ModelSettings(**SMALL["model"], vocab_size=tokenizer.vocab_size)
+        base = folder / "base"
+        save_weights(base, dict(build_model(settings).named_parameters()))
+        tokenizer.save(base)
+        (base / CONFIG).write_text(json.dumps({"model": settings.model_dump(mode="json")}))
+        self.data = folder / "reviews"
+        self.data.mkdir()
+        for number, (name, count) in enumerate({"train": 240, "dev": 40, "test": 60}.items()):
+            lines = ["stars,review", *(f"{label},{text}" for text, label in reviews(count, number))]
+            (self.data / f"{name}.csv").write_text("\n".join(lines) + "\n")
+
+    def run(self, job, *arguments):
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "jobs" / job), *arguments],
+            env={**os.environ, "GLM_DIST_HOME": str(self.folder)},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert "Traceback" not in done.stderr, done.stderr[-3000:]
+        return done
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return Home(tmp_path_factory.mktemp("home"))
+
+
+def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
+    changes = {name: SMALL[name] for name in TAKEN}
+    done = home.run(
+        "finetune.py",
+        f"--data={home.data}",
+        "init_from=base",
+        "epochs=6",
+        "dropout=0",
+        "seed=7",
+        *(f"{name}={json.dumps(value)}" for name, value in changes.items()),
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "text is 'review', label is 'stars'" in done.stderr
+    assert "labels       2: bad, good" in done.stdout
+    run = home.folder / "runs" / "reviews"
+    assert f"next         python jobs/evaluate.py model={run} data=FILE" in done.stdout
+    tuned = json.loads((run / "test" / "scores.json").read_text())
+    assert tuned["scores"][0]["name"] == "accuracy"
+    assert tuned["scores"][0]["value"] > 90
+
+    data = f"data={home.data / 'test.csv'}"
+    again = home.run("evaluate.py", "model=runs/reviews", data)
+    assert again.returncode == 0, again.stderr[-2000:]
+    scored = json.loads((run / "evaluation" / "scores.json").read_text())
+    assert scored["scores"] == tuned["scores"]
+    assert f"accuracy {scored['scores'][0]['value']:.1f} (" in again.stdout
+
+    strange = home.data / "strange.csv"
+    strange.write_text("stars,review\ngood,fine\nsuperb,the film\nbad,\n")
+    refused = home.run("evaluate.py", "model=runs/reviews", f"data={strange}")
+    assert refused.returncode == 2
+    assert f"{strange} line 3: the label 'superb' is none that training has seen" in refused.stderr
+    assert f"{strange} line 4: the text is empty" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("job", "arguments", "message"),
+    [
+        ("finetune.py", ["task.kind=translate"], "task.kind: got 'translate'; it is one of"),
+        ("finetune.py", ["task.kind=labelling", "task.label=[x]"], "did you mean 'labels'"),
+        (
+            "finetune.py",
+            ["--data={data}", "init_from=base", "task.columns={{text: words}}"],
+            "train.csv has no such column\nthe columns there are stars, review",
+        ),
+        ("evaluate.py", ["model=base", "data={data}/test.csv"], "carries no task; give a model"),
+        ("evaluate.py", ["model=nowhere", "data={data}/test.csv"], "nowhere"),
+    ],
+)
+def test_a_mistake_is_answered_with_what_to_do(home, job, arguments, message):
+    done = home.run(job, *(argument.format(data=home.data) for argument in arguments))
+    assert done.returncode == 2
+    assert message in done.stderr
