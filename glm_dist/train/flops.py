@@ -2,7 +2,6 @@
 
 import re
 import sys
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,10 +10,7 @@ from glm_dist.metrics.flops import ModelShape, TrainedShare, peak_flops, trainin
 from glm_dist.model import ModelSettings
 from glm_dist.model.tuning import is_added, meta_model
 from glm_dist.model.tuning_settings import TuningSettings
-
-if TYPE_CHECKING:
-    from glm_dist.train.loop import StepTotals
-
+from glm_dist.train.totals import StepTotals
 
 _BEHIND = ("transformer.final_layernorm.", "score.", "output_layer.")
 """Begin the names of what comes behind all layers."""
@@ -29,7 +25,7 @@ class StepFlops:
         is_gpu = engine.device.type == "cuda" and engine.dtype != torch.float32
         self._peak = peak_flops(torch.cuda.get_device_name(engine.device)) if is_gpu else None
 
-    def of(self, totals: "StepTotals") -> float:
+    def of(self, totals: StepTotals) -> float:
         """Useful operations of one optimizer step over all ranks."""
         return training_flops(
             self._shape, totals.tokens, totals.loss_tokens, totals.visible_pairs, self._trained

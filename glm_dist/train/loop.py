@@ -17,7 +17,6 @@ from glm_dist.engine import Engine, StepHealth
 from glm_dist.errors import GlmDistError, StepFailedError
 from glm_dist.evaluate.heldout import Evaluator, Forward, TokenOutputs
 from glm_dist.metrics.clock import Clock
-from glm_dist.objective import Mode
 from glm_dist.train.boundary import Boundary, all_sum
 from glm_dist.train.guard import Figures, Guard, Verdict
 from glm_dist.train.recorder import Recorder
@@ -27,6 +26,7 @@ from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.state import Ending, Rewind, Scores, TrainState
 from glm_dist.train.stragglers import Stragglers
 from glm_dist.train.stream import RowStream, StepRows, to_batch
+from glm_dist.train.totals import StepTotals, count
 
 
 @dataclass
@@ -81,7 +81,7 @@ def train(run: Run) -> Ending:
             run.stragglers.look(state.step)
 
 
-def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
+def train_step(run: Run, rows: StepRows, totals: StepTotals) -> Verdict:
     """One optimizer step, or one that is left out because its numbers are in trouble."""
     state, settings = run.state, run.settings
     seed_dropout(settings.seed, state.step, run.boundary.rank)
@@ -106,7 +106,7 @@ def train_step(run: Run, rows: StepRows, totals: "StepTotals") -> Verdict:
     return verdict
 
 
-def judge(run: Run, totals: "StepTotals", health: StepHealth) -> Verdict:
+def judge(run: Run, totals: StepTotals, health: StepHealth) -> Verdict:
     """Whether the step is applied, by its loss over all ranks and its gradient norm."""
     state, guard = run.state, Guard(run.settings.guard, run.state.guard)
     loss_sum = float(all_sum(np.array([run.recorder.step_loss()]))[0])
@@ -148,28 +148,6 @@ def naming_rows(step: int, rows: StepRows) -> Iterator[None]:
         raise StepFailedError(
             f"step {step}, rows {rows.row_ids.tolist()}: {type(error).__name__}: {error}"
         ) from error
-
-
-@dataclass(frozen=True)
-class StepTotals:
-    """What a step holds over all ranks."""
-
-    stop: bool
-    tokens: int
-    visible_pairs: int
-    mode_counts: np.ndarray
-
-    @property
-    def loss_tokens(self) -> float:
-        """Loss-bearing tokens of the global batch: what its loss is divided by."""
-        return float(self.mode_counts.sum())
-
-
-def count(rows: StepRows, boundary: Boundary) -> StepTotals:
-    """One all-reduce of host numbers; the stop flag rides on it, so that all ranks agree."""
-    own = [float(boundary.stop_requested()), float(rows.num_tokens), float(rows.num_visible_pairs)]
-    totals = all_sum(np.concatenate((own, rows.mode_counts)))
-    return StepTotals(totals[0] > 0, int(totals[1]), int(totals[2]), totals[3 : 3 + len(Mode)])
 
 
 def is_evaluation_due(settings: PretrainSettings, step: int) -> bool:

@@ -3,8 +3,6 @@
 All ranks keep a recorder, because the reduction is a collective; only rank 0 has sinks.
 """
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 import torch
 
@@ -16,9 +14,7 @@ from glm_dist.objective import Mode
 from glm_dist.train.boundary import all_sum
 from glm_dist.train.flops import StepFlops
 from glm_dist.train.state import TrainState
-
-if TYPE_CHECKING:
-    from glm_dist.train.loop import StepTotals
+from glm_dist.train.totals import StepTotals
 
 
 class Recorder:
@@ -50,7 +46,7 @@ class Recorder:
         return float(self._step_losses.sum())
 
     def add_step(
-        self, totals: "StepTotals", learning_rate: float, health: StepHealth, applied: bool
+        self, totals: StepTotals, learning_rate: float, health: StepHealth, applied: bool
     ) -> None:
         """Add one optimizer step's global counts; losses of one that was left out do not count."""
         if applied:
