@@ -10,6 +10,8 @@ import torch
 
 from glm_dist.engine.settings import EngineSettings
 
+_BUCKET_MULTIPLE = 2  # which DeepSpeed asserts of an all-gather's bucket
+
 _NAMES = {"float32": "fp32", "bfloat16": "bf16"}
 _NARROW = {torch.float16: "fp16", torch.bfloat16: "bf16"}
 
@@ -72,6 +74,7 @@ def _zero(
 ) -> dict[str, Any]:
     stage = settings.zero_stage
     bucket = max(1, min(settings.reduce_bucket_elements, num_trained))
+    bucket += -bucket % _BUCKET_MULTIPLE
     config: dict[str, Any] = {
         "stage": stage,
         "contiguous_gradients": True,

@@ -13,15 +13,24 @@ from glm_dist.engine.ds_config import deepspeed_config
 CPU = torch.device("cpu")
 
 
-def config_of(dtype=torch.bfloat16, has_streams=True, **options):
+def config_of(dtype=torch.bfloat16, has_streams=True, num_trained=1000, **options):
     return deepspeed_config(
         EngineSettings(**options),
         dtype,
         num_parameters=1000,
-        num_trained=1000,
+        num_trained=num_trained,
         world_size=2,
         has_streams=has_streams,
     )
+
+
+@pytest.mark.parametrize("num_trained", [1, 999, 1000, 10**9 + 1])
+def test_buckets_hold_what_deepspeed_gathers_and_are_even(num_trained):
+    """A head of an odd number of labels makes the number of parameters odd."""
+    zero = config_of(zero_stage=2, num_trained=num_trained)["zero_optimization"]
+    bucket = zero["allgather_bucket_size"]
+    assert bucket % 2 == 0
+    assert bucket >= min(num_trained, EngineSettings().reduce_bucket_elements)
 
 
 @pytest.mark.parametrize(
