@@ -39,7 +39,7 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     """Answer, score, write both down."""
     from glm_dist.engine.export import model_folder
     from glm_dist.evaluate.answers import Answerer
-    from glm_dist.evaluate.task_report import write_answers
+    from glm_dist.evaluate.task_report import PAGE, write_answers
     from glm_dist.inference import load_model
     from glm_dist.metrics.provenance import provenance
     from glm_dist.tasks import load_task
@@ -61,6 +61,8 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     origin = {**provenance(), "model": str(folder), "data": settings.data}
     print_scores("score", len(examples), write_answers(output, task, examples, answers, origin))
     print(f"predictions  {output}")
+    print(f"report       {output / PAGE}")
+    print(f"next         python jobs/serve.py model={settings.model}")
     return 0
 
 

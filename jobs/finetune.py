@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Fine-tune a GLM on a task's examples, score it, and leave it ready to be asked.
 
-python jobs/finetune.py --config jobs/configs/FILE init_from=runs/RUN    a task of yours
+python jobs/finetune.py --config jobs/configs/tasks/FILE init_from=runs/RUN    a task of yours
 python jobs/finetune.py --data FOLDER                  a folder with train.csv and test.csv
 ray job submit --working-dir . -- python jobs/finetune.py …   the same on a cluster
 """
@@ -133,7 +133,7 @@ def describe(prepared: "Prepared") -> None:
 def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Score":
     """Score the finished model, print the scores and where everything lies."""
     from glm_dist.evaluate.answers import Answerer
-    from glm_dist.evaluate.task_report import score_answers, write_answers
+    from glm_dist.evaluate.task_report import PAGE, score_answers, write_answers
     from glm_dist.inference import load_model
 
     split, task = prepared.scored, prepared.task
@@ -141,7 +141,7 @@ def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Sc
     answers = Answerer(*load_model(run_folder), task).answer(examples)
     folder = run_folder / split
     print_scores(split, len(examples), write_answers(folder, task, examples, answers, origin))
-    print(f"predictions  {folder}")
+    print(f"predictions  {folder}, read {folder / PAGE}")
     print(f"report       {run_folder / 'report.md'}")
     print(f"model        {run_folder / 'model'}")
     print(f"next         {next_command(run_folder)}", flush=True)

@@ -32,6 +32,11 @@ class Score:
     signature: str = ""
     """The library's own words for how it was computed, where it has some."""
 
+    @property
+    def is_mean(self) -> bool:
+        """Whether it is the mean of the examples' own values, the first column of statistics."""
+        return self.combine is _mean
+
 
 class Interval(NamedTuple):
     """A mean over seeds and where it lies with 95 % confidence."""

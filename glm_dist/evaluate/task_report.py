@@ -24,11 +24,13 @@ from glm_dist.evaluate.scores import (
     rouge,
     span_f1,
 )
+from glm_dist.evaluate.task_page import label_section, length_section, mistakes_section, page
 from glm_dist.tasks import Answer, Task
 from glm_dist.tasks.examples import Example
 from glm_dist.tasks.labelling import spells_spans
 
-PREDICTIONS, SCORES, CONFUSION = "predictions.jsonl", "scores.json", "confusion.svg"
+PREDICTIONS, SCORES, PAGE = "predictions.jsonl", "scores.json", "report.md"
+CONFUSION = "confusion.svg"
 NUM_WORST = 10
 
 
@@ -94,27 +96,45 @@ def write_answers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, task, examples, answers)
+    computed = score_answers(task, examples, answers)
     scores = [
         Scored(score.name, **interval([score])._asdict(), signature=score.signature)
-        for score in score_answers(task, examples, answers)
+        for score in computed
     ]
     kept: dict[str, Any] = {
         **origin,
         "examples": len(examples),
         "scores": list(map(asdict, scores)),
     }
+    text = page(task, examples, answers, list(map(str, scores)), origin)
+    text += length_section([task.shown(one) for one in examples], computed[0])
     if task.scoring == "labels":
-        golds, values = [task.gold(one) for one in examples], [one.value for one in answers]
-        table = confusion(golds, values, task.labels)
-        title = f"{task.settings.kind}: {scores[0]}"
-        draw_confusion(folder / CONFUSION, table, task.labels, title)
-        sure = [max(one.probabilities, default=0.0) for one in answers]
-        shown = [task.shown(one) for one in examples]
-        worst = worst_errors(shown, golds, values, sure, NUM_WORST)
-        kept |= {"confusion": table.tolist(), "labels": list(task.labels)}
-        kept["worst_errors"] = [one._asdict() for one in worst]
+        labelled, section = _write_labels(folder, task, examples, answers, str(scores[0]))
+        kept, text = kept | labelled, text + section
     _write(folder / SCORES, json.dumps(kept, indent=1, ensure_ascii=False))
+    _write(folder / PAGE, text)
     return scores
+
+
+def _write_labels(
+    folder: Path,
+    task: Task[Any],
+    examples: Sequence[Example],
+    answers: Sequence[Answer],
+    title: str,
+) -> tuple[dict[str, Any], str]:
+    """What is known of labels besides their scores, as values and as a part of the page."""
+    golds, values = [task.gold(one) for one in examples], [one.value for one in answers]
+    table = confusion(golds, values, task.labels)
+    draw_confusion(folder / CONFUSION, table, task.labels, f"{task.settings.kind}: {title}")
+    sure = [max(one.probabilities, default=0.0) for one in answers]
+    worst = worst_errors(list(map(task.shown, examples)), golds, values, sure, NUM_WORST)
+    kept = {
+        "confusion": table.tolist(),
+        "labels": list(task.labels),
+        "worst_errors": [one._asdict() for one in worst],
+    }
+    return kept, label_section(task, golds, answers, CONFUSION) + mistakes_section(worst)
 
 
 def write_predictions(

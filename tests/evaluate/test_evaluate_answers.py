@@ -13,7 +13,7 @@ from glm_dist.data.samples import build_row_builder
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.dev import build_dev
 from glm_dist.evaluate.heldout import TokenOutputs
-from glm_dist.evaluate.task_report import PREDICTIONS, SCORES, write_answers
+from glm_dist.evaluate.task_report import PAGE, PREDICTIONS, SCORES, write_answers
 from glm_dist.model import ModelSettings, build_model
 from glm_dist.objective import ObjectiveSettings
 from glm_dist.tasks import TASKS, Binding, build_task
@@ -123,4 +123,8 @@ def test_predictions_and_scores_are_written_with_what_they_are_of(asked, tmp_pat
     assert kept["model"] == "m"
     assert kept["examples"] == len(examples)
     assert [one["name"] for one in kept["scores"]] == [one.name for one in scores]
+    text = (tmp_path / PAGE).read_text()
+    assert all(f"- {one}" in text for one in scores)
+    assert task.shown(examples[0]) in text
+    assert ("## By label" in text) == (task.scoring == "labels")
     assert all(one.low <= one.value + 1e-9 and one.value <= one.high + 1e-9 for one in scores)

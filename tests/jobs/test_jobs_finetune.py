@@ -80,6 +80,9 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     assert scored["scores"] == tuned["scores"]
     assert f"accuracy {scored['scores'][0]['value']:.1f} (" in again.stdout
 
+    assert "next         python jobs/serve.py model=runs/reviews" in again.stdout
+    assert (run / "evaluation" / "report.md").read_text().startswith("# classification, 60 ex")
+
     strange = home.data / "strange.csv"
     strange.write_text("stars,review\ngood,fine\nsuperb,the film\nbad,\n")
     refused = home.run("evaluate.py", "model=runs/reviews", f"data={strange}")
