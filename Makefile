@@ -2,6 +2,7 @@
 # PYTHON=… names another interpreter. pip reads its usual settings, so PIP_EXTRA_INDEX_URL can name
 # an index with the CPU build of torch.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+KILL ?= 0
 VENV := .venv
 BIN := $(VENV)/bin
 LOG := $(VENV)/setup.log
@@ -9,7 +10,8 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constra
 
 .PHONY: help setup demo test slow gpu lint clean
 help:
-	@echo "make demo    set up, then prepare, pretrain on two workers, generate and serve: minutes on two cores"
+	@echo "make demo    set up, then prepare, pretrain on two workers, generate, export and serve: minutes on two cores"
+	@echo "             (KILL=1 kills a worker on the way)"
 	@echo "make test    set up, then the test suite: under 15 minutes on two cores"
 	@echo "make slow    the slow tier: fault runs and large inputs, an hour or more"
 	@echo "make gpu     the tests that need a CUDA device"
@@ -20,7 +22,7 @@ help:
 setup: $(VENV)/.done
 
 demo: $(VENV)/.done
-	@$(BIN)/python jobs/demo.py
+	@KILL=$(KILL) $(BIN)/python jobs/demo.py
 
 test: $(VENV)/.done
 	@$(BIN)/python -m pytest -q

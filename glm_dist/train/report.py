@@ -1,6 +1,7 @@
 """What stays of a run for people: curves as a picture, figures as a page and as JSON."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,8 @@ def write_report(
     """
     lines = read_metrics(run_folder / METRICS_FILE)
     summary = {**summarise(run_folder, lines, settings, dataset), "origin": origin}
-    draw_curve(run_folder / CURVE, lines)
+    resumed = [attempt.train_state.step for attempt in read_attempts(run_folder)[1:]]
+    draw_curve(run_folder / CURVE, lines, resumed)
     draw_time(run_folder / TIME, summary["seconds"], summary["goodput"])
     (run_folder / "summary.json").write_text(json.dumps(summary, indent=1, ensure_ascii=False))
     (run_folder / "report.md").write_text(_page(settings, summary), encoding="utf-8")
@@ -67,7 +69,7 @@ def summarise(
     }
 
 
-def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
+def draw_curve(path: Path, lines: list[dict[str, Any]], resumed: Sequence[int] = ()) -> None:
     """Training loss by mode, and what it is judged by: held-out text, or a task's dev examples."""
     axes, figure = _axes("Loss", "optimizer step", "nats a token")
     training = [line for line in lines if "loss" in line]
@@ -86,6 +88,10 @@ def draw_curve(path: Path, lines: list[dict[str, Any]]) -> None:
     dev = [(line["step"], line["dev/loss"]) for line in lines if "dev/loss" in line]
     if dev:
         axes.plot(*zip(*dev, strict=True), "o-", color="black", label="dev examples")
+    for number, step in enumerate(resumed):
+        axes.axvline(
+            step, linestyle=":", color="red", label=None if number else "went on from here"
+        )
     if axes.lines:
         axes.legend(frameon=False)
     figure.savefig(path, dpi=130, bbox_inches="tight")
