@@ -186,7 +186,8 @@ def test_too_many_missed_checkpoints_end_the_run(dataset, tmp_path, monkeypatch)
 
 
 def test_an_attempt_that_was_taken_over_commits_nothing_more(dataset, tmp_path):
-    runner = Runner(dataset, make_settings(dataset), tmp_path)
+    checkpoints = {"every_steps": 4, "asynchronous": False}  # the first is there when it is due
+    runner = Runner(dataset, make_settings(dataset, checkpoints=checkpoints), tmp_path)
     plain = runner.batches
 
     def batches(state):
