@@ -42,6 +42,8 @@ def main(settings: FinetuneSettings, arguments: argparse.Namespace) -> int:
     try:
         if settings.init_from is None:
             tune_with_own_base(settings, arguments)
+        elif arguments.seeds > 1:
+            tune_over_seeds(settings, arguments)
         else:
             tune(settings, arguments)
     except StoppedError:
@@ -79,6 +81,25 @@ def tune_with_own_base(settings: FinetuneSettings, arguments: argparse.Namespace
             f"random weights: {found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
         )
         print(f"next         {next_command(settings.run_path)}")
+
+
+def tune_over_seeds(settings: FinetuneSettings, arguments: argparse.Namespace) -> None:
+    """A run for each of several seeds; of the scores the mean, its interval and the spread."""
+    from glm_dist.evaluate.score import interval
+
+    scores = []
+    for number in range(arguments.seeds):
+        folder = settings.run_path / f"seed-{settings.seed + number}"
+        changes = {"seed": settings.seed + number, "run_folder": str(folder)}
+        print(f"\nseed         {settings.seed + number}", flush=True)
+        scores.append(tune(settings.model_copy(update=changes), arguments))
+    known = [score for score in scores if score is not None]
+    if known:
+        found, values = interval(known), [score.value for score in known]
+        print(
+            f"\nover seeds   {known[0].name} {found.value:.1f} ({found.low:.1f} to "
+            f"{found.high:.1f}), single runs {min(values):.1f} to {max(values):.1f}"
+        )
 
 
 def tune(
@@ -133,12 +154,18 @@ def describe(prepared: "Prepared") -> None:
 def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Score":
     """Score the finished model, print the scores and where everything lies."""
     from glm_dist.evaluate.answers import Answerer
+    from glm_dist.evaluate.calibration import calibrate
     from glm_dist.evaluate.task_report import PAGE, score_answers, write_answers
     from glm_dist.inference import load_model
 
     split, task = prepared.scored, prepared.task
-    examples = prepared.splits[split]
-    answers = Answerer(*load_model(run_folder), task).answer(examples)
+    examples, dev = prepared.splits[split], prepared.splits["validation"]
+    model, tokenizer = load_model(run_folder)
+    if task.scoring == "labels":
+        known = Answerer(model, tokenizer, task).answer(dev)
+        task = calibrate(run_folder / "model", task, known, [task.gold(one) for one in dev])
+        print(f"temperature  {task.settings.temperature:.2f}, fitted on the dev examples")
+    answers = Answerer(model, tokenizer, task).answer(examples)
     folder = run_folder / split
     print_scores(split, len(examples), write_answers(folder, task, examples, answers, origin))
     print(f"predictions  {folder}, read {folder / PAGE}")
@@ -162,7 +189,7 @@ def next_command(run_folder: Path) -> str:
 class TuningTerminal(Terminal):
     """A line a log step, and one an evaluation."""
 
-    def __init__(self, num_steps: int, steps_per_epoch: int) -> None:
+    def __init__(self, num_steps: int, steps_per_epoch: float) -> None:
         super().__init__(num_steps)
         self._steps_per_epoch = steps_per_epoch
         self._losses: list[float] = []
@@ -231,6 +258,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=DEFAULT_BASE_MINUTES,
         metavar="N",
         help="without init_from: how long a base is made of the training texts; 0 for none",
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        default=1,
+        metavar="N",
+        help="with init_from: a run for each of N seeds",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print sizes, memory and work of the run, and stop"

@@ -4,11 +4,13 @@ The temperature is fitted on the dev split alone; the test split only shows what
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from glm_dist.errors import import_optional
+from glm_dist.tasks import Answer, Task, build_task, save_task
 
 NUM_BINS = 15  # Guo et al. 2017
 SMALLEST_PROBABILITY = 1e-12
@@ -55,6 +57,26 @@ def fit_temperature(probabilities: np.ndarray, labels: Sequence[int]) -> float:
 
     found = optimize.minimize_scalar(loss, bounds=LOG_TEMPERATURES, method="bounded")
     return float(np.exp(found.x))
+
+
+def calibrate(
+    folder: Path, task: Task[Any], answers: Sequence[Answer], golds: Sequence[str]
+) -> Task[Any]:
+    """The task with a temperature fitted on dev answers, left with its model in `folder`.
+
+    Args:
+        folder: of the finished model.
+        task: of labels, as it gave the answers.
+        answers: to dev examples.
+        golds: their labels.
+    """
+    chances = np.array([answer.probabilities for answer in answers])
+    temperature = fit_temperature(chances, [task.labels.index(gold) for gold in golds])
+    values = task.settings.model_dump()
+    values["temperature"] *= temperature
+    settings = type(task.settings)(**values)
+    save_task(folder, settings, task.binding.max_tokens)
+    return build_task(settings, task.binding)
 
 
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:

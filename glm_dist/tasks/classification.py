@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from glm_dist.data.samples import Compared
 from glm_dist.model.settings import HeadSettings
 from glm_dist.objective import labelled_sample, mask_places, supervised_sample
-from glm_dist.tasks.examples import Example
+from glm_dist.tasks.examples import Example, take
 from glm_dist.tasks.settings import TaskSettings
 from glm_dist.tasks.task import Answer, Question, Reply, Task, TaskSample
 from glm_dist.tasks.template import Template
@@ -43,6 +43,12 @@ class ClassificationSettings(TaskSettings):
     balance: float = Field(0.0, ge=0, le=1)
     """How far rare labels are repeated until they are as frequent as the others: 0 not at all, 1
     until all are."""
+    shots: int | None = Field(None, ge=1)
+    """Examples of each label to learn from, and as many to choose the model by, drawn by the run's
+    seed; all by default."""
+    temperature: float = Field(1.0, gt=0)
+    """What scores are divided by before they become probabilities; fitted on dev examples when a
+    model has been tuned."""
 
     @model_validator(mode="after")
     def _check(self) -> "ClassificationSettings":
@@ -80,6 +86,20 @@ class Classification(Task[ClassificationSettings]):
             words = {label: settings.verbalizers.get(label, label) for label in labels}
             found["verbalizers"] = words
         return ClassificationSettings(**{**settings.model_dump(), **found})
+
+    @classmethod
+    def choose(
+        cls, settings: ClassificationSettings, examples: Sequence[Example], seed: int
+    ) -> list[Example]:
+        """So many of each label as there are to be shots."""
+        if settings.shots is None:
+            return list(examples)
+        by_label: dict[str, list[Example]] = {}
+        for example in examples:
+            by_label.setdefault(example.text("label"), []).append(example)
+        chosen = [one for group in by_label.values() for one in take(group, settings.shots, seed)]
+        places = {id(one) for one in chosen}
+        return [example for example in examples if id(example) in places]
 
     @property
     def head(self) -> HeadSettings:
@@ -148,7 +168,7 @@ class Classification(Task[ClassificationSettings]):
         if self.settings.method == "cloze" and self.settings.length_penalty:
             lengths = [len(self._word(option)) + 1 for option in range(len(self.labels))]
             scores = scores / np.array(lengths) ** self.settings.length_penalty
-        shares = np.exp(scores - np.max(scores))
+        shares = np.exp((scores - np.max(scores)) / self.settings.temperature)
         shares = shares / shares.sum()
         return Answer(self.labels[int(np.argmax(scores))], tuple(map(float, shares)))
 

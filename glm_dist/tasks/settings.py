@@ -66,7 +66,7 @@ class TaskSettings(Settings):
     header: bool | None = None
     """Whether the first line of a table names its columns; null to find out."""
     max_examples: int | None = Field(None, ge=1)
-    """As many examples of each split are used at most, drawn by the run's seed."""
+    """As many examples of each split are used at most, the same ones in every run."""
     language: str | None = None
     """Code such as en or zh, for scores and figures by language; guessed from the text if null."""
 

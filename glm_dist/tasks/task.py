@@ -97,6 +97,11 @@ class Task(ABC, Generic[S]):
         """The settings with what the training examples decide, such as the labels."""
         return settings
 
+    @classmethod
+    def choose(cls, settings: S, examples: Sequence[Example], seed: int) -> list[Example]:
+        """Those to learn from, or to choose a model by; by default all."""
+        return list(examples)
+
     @property
     def head(self) -> HeadSettings:
         """The head that the model needs; by default it goes on predicting tokens."""

@@ -23,8 +23,9 @@ from glm_dist.train.finetune_settings import FinetuneSettings
 from glm_dist.train.settings import PretrainSettings
 
 LONGEST_LOG_INTERVAL = 20
-TEST_SEED = 0
-"""Of a test part that is cut from train: runs that differ in their seed are scored on the same."""
+FIXED_SEED = 0
+"""Of what is drawn to be used at all, and of a test part that is cut from train: runs that differ
+in their seed are scored on the same examples."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Prepared:
     dataset: TokenDataset
     splits: Mapping[str, Sequence[Example]]
     """Under train, validation and test."""
-    steps_per_epoch: int
+    steps_per_epoch: float
+    """Mean over the epochs of the run."""
 
     @property
     def scored(self) -> str:
@@ -73,7 +75,8 @@ def prepare_finetuning(settings: FinetuneSettings, tokenizer: Tokenizer | None =
         *_replay(settings, task),
     )
     settled = _settle(settings, task, model, dataset)
-    return Prepared(settled, task, dataset, splits, epoch_steps(settings, dataset, 1)[0])
+    steps = epoch_steps(settings, dataset, max(1, math.ceil(settings.epochs)))
+    return Prepared(settled, task, dataset, splits, sum(steps) / len(steps))
 
 
 def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
@@ -83,14 +86,17 @@ def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
         DataError: when there is nothing to learn from.
     """
     task, seed = settings.task, settings.seed
-    train, dev, test = (read_examples(task, split, seed) for split in ("train", "dev", "test"))
+    train, dev, test = (
+        read_examples(task, split, FIXED_SEED) for split in ("train", "dev", "test")
+    )
     if not train:
         raise DataError("task.train: names no examples; give a file, a folder or a glob")
     field = task.fields[0]
     if not test and task.test_share:
-        train, test = cut(train, task.test_share, field, "test", TEST_SEED)
+        train, test = cut(train, task.test_share, field, "test", FIXED_SEED)
     if not dev:
         train, dev = cut(train, task.dev_share, field, "dev", seed)
+    train, dev = (TASKS[task.kind].choose(task, examples, seed) for examples in (train, dev))
     return {"train": train, "validation": dev, "test": test}
 
 

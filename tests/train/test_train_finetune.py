@@ -1,12 +1,15 @@
 """Fine-tuning in one process: what is learnt, kept, resumed and refused."""
 
 import json
+from collections import Counter
 
+import numpy as np
 import pytest
 from finetune_scenarios import SMALL, prepare, small_tokenizer, write_folder
 from train_scenarios import KilledError
 
 from glm_dist.evaluate.answers import Answerer
+from glm_dist.evaluate.calibration import calibrate
 from glm_dist.evaluate.task_report import score_answers
 from glm_dist.inference import load_model
 from glm_dist.tasks import TASK_FILE, load_task
@@ -71,6 +74,69 @@ def test_the_score_of_the_run_is_that_of_the_questions_asked_of_the_finished_mod
     accuracy = score_answers(prepared.task, dev, answers)[0]
     final = json.loads((runner.folder / "final.json").read_text())
     assert accuracy.value == pytest.approx(100 * final["dev/accuracy"])
+
+
+def test_probabilities_are_fitted_to_dev_examples_and_stay_so_with_the_model(tuned):
+    prepared, runner = tuned
+    dev = prepared.splits["validation"]
+    # Labels that disagree with the model in a quarter of the examples, so that it is too sure.
+    golds = [prepared.task.gold(one) for one in dev]
+    golds = [golds[n - 1] if n % 4 == 0 else gold for n, gold in enumerate(golds)]
+    model, tokenizer = load_model(runner.folder)
+    before = Answerer(model, tokenizer, prepared.task).answer(dev)
+    task = calibrate(runner.folder / "model", prepared.task, before, golds)
+    kept = load_task(runner.folder / "model", tokenizer)
+    assert kept.settings.temperature == task.settings.temperature > 1
+    after = Answerer(model, tokenizer, kept).answer(dev)
+    assert [one.value for one in after] == [one.value for one in before]
+    sure = [np.mean([max(one.probabilities) for one in answers]) for answers in (before, after)]
+    right = np.mean([one.value == gold for one, gold in zip(after, golds, strict=True)])
+    assert abs(sure[1] - right) < abs(sure[0] - right) / 2
+
+
+def test_few_shots_are_as_many_of_each_label_to_learn_from_and_to_choose_by(
+    task, tokenizer, tmp_path
+):
+    shots = {**task, "shots": 5}
+    first, _ = prepare(tmp_path / "first", shots, tokenizer)
+    other, _ = prepare(tmp_path / "other", shots, tokenizer, seed=8)
+    for split in ("train", "validation"):
+        labels = Counter(one.text("label") for one in first.splits[split])
+        assert labels == {"good": 5, "bad": 5}
+    assert len(first.splits["test"]) == 60
+    assert first.splits["train"] != other.splits["train"]
+
+
+def test_runs_of_several_seeds_are_scored_on_the_same_examples(task, tokenizer, tmp_path):
+    cut = {"kind": "classification", "train": task["train"], "test_share": 0.2, "max_examples": 50}
+    first, _ = prepare(tmp_path / "first", cut, tokenizer)
+    other, _ = prepare(tmp_path / "other", cut, tokenizer, seed=8)
+    assert len(first.splits["test"]) == 10
+    assert first.splits["test"] == other.splits["test"]
+    assert first.splits["validation"] != other.splits["validation"]
+    assert not {one.text("text") for one in first.splits["test"]} & {
+        one.text("text") for one in first.splits["train"]
+    }
+
+
+@pytest.mark.parametrize("tuned", ["cloze"], indirect=True)
+@pytest.mark.parametrize("method", ["cloze", "head"])
+@pytest.mark.parametrize("kind", ["lora", "p_tuning"])
+def test_an_adapter_learns_the_task_and_carries_it(kind, method, task, tuned, tmp_path):
+    if kind == "lora":
+        pytest.importorskip("peft")
+    base = tuned[1].folder
+    tuning = {"kind": kind, **({"rank": 4} if kind == "lora" else {"num_prefix_tokens": 4})}
+    changes = {"init_from": str(base), "tuning": tuning, "epochs": 2}
+    prepared, runner = prepare(tmp_path, {**task, "method": method}, **changes)
+    runner.run()
+    model, tokenizer = load_model(runner.folder)
+    kept = load_task(runner.folder / "model", tokenizer)
+    dev = prepared.splits["validation"]
+    accuracy = score_answers(kept, dev, Answerer(model, tokenizer, kept).answer(dev))[0]
+    final = json.loads((runner.folder / "final.json").read_text())
+    assert accuracy.value == pytest.approx(100 * final["dev/accuracy"])
+    assert accuracy.value > 80
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(
