@@ -51,8 +51,8 @@ TASK_FILE = "task.json"
 """In a model's folder: what it was tuned for, so that it is asked the same way later."""
 
 
-def build_task(settings: TaskSettings, binding: Binding) -> Task[Any]:
-    """The task of these settings, bound to a tokenizer."""
+def build_task(settings: TaskSettings, binding: Binding | None = None) -> Task[Any]:
+    """The task of these settings, bound to a tokenizer where it is to make samples."""
     return TASKS[settings.kind](settings, binding)
 
 

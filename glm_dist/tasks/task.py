@@ -82,15 +82,25 @@ class Answer:
 
 
 class Task(ABC, Generic[S]):
-    """One kind of question, bound to a tokenizer."""
+    """One kind of question, bound to a tokenizer where samples and questions are to be made."""
 
     Settings: ClassVar[type[TaskSettings]]
     scoring: ClassVar[str]
     """Which scores its answers get: labels, entities, translation, summary, answer, text."""
 
-    def __init__(self, settings: S, binding: Binding) -> None:
-        self.settings, self.binding = settings, binding
-        self.tokenizer = binding.tokenizer
+    def __init__(self, settings: S, binding: Binding | None = None) -> None:
+        self.settings, self._binding = settings, binding
+
+    @property
+    def binding(self) -> Binding:
+        """What its samples depend on; checking examples and scoring answers needs none."""
+        assert self._binding is not None, "a task makes samples once it is bound to a tokenizer"
+        return self._binding
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """That it is bound to."""
+        return self.binding.tokenizer
 
     @classmethod
     def complete(cls, settings: S, examples: Sequence[Example]) -> S:
