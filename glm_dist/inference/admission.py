@@ -58,7 +58,7 @@ def check_request(
     special = tokenizer.special
     masks = (special.mask, special.smask, special.gmask)
     if isinstance(request, ScoreRequest):
-        _check_place(request.place, request.tokens, masks)
+        _check_place(request, request.tokens, settings, masks)
         _check_options(request, settings)
         longest = max(map(len, request.options)) + 1
     else:
@@ -101,8 +101,22 @@ def _check_ids(tokens: Sequence[int], settings: ModelSettings, param: str) -> No
         )
 
 
-def _check_place(place: int, tokens: Sequence[int], masks: tuple[int, ...]) -> None:
-    if not 0 <= place < len(tokens) or tokens[place] not in masks:
+def _check_place(
+    asked: Blank | ScoreRequest,
+    tokens: Sequence[int],
+    settings: ModelSettings,
+    masks: tuple[int, ...],
+) -> None:
+    place = asked.place
+    if asked.start is not None:
+        _check_ids([asked.start], settings, "start")
+        if not settings.causal or place != len(tokens) - 1:
+            raise RequestError(
+                "start begins an answer at the end of a causal model's prompt; leave it out, and "
+                "name the place of a mask",
+                param="start",
+            )
+    elif not 0 <= place < len(tokens) or tokens[place] not in masks:
         raise RequestError(
             f"there is no mask at place {place} of the prompt of {len(tokens)} tokens; name the "
             "place of a mask",
@@ -118,7 +132,7 @@ def _check_blanks(request: Request, settings: ModelSettings, masks: tuple[int, .
             f"num_samples is {request.num_samples}; ask for at least one", param="num_samples"
         )
     for blank in request.blanks:
-        _check_place(blank.place, request.tokens, masks)
+        _check_place(blank, request.tokens, settings, masks)
         _check_blank(blank, len(request.tokens), settings)
 
 

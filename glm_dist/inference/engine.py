@@ -40,7 +40,7 @@ from glm_dist.inference.sequences import EmbeddedPrompt, Generated, Group, Score
 from glm_dist.inference.sequences import Sequence as Answer
 from glm_dist.inference.settings import EngineLimits
 from glm_dist.model import GLM
-from glm_dist.tokenizer import Tokenizer
+from glm_dist.tokenizer import JSON_FILE, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -67,9 +67,8 @@ class Engine:
         """Names of the adapters that requests can ask for."""
         self._runner = Runner(model, self.limits, num_blocks, beside)
         self._scheduler = Scheduler(self.limits, self._pool, causal=model.settings.causal)
-        special = tokenizer.special
-        self._ends = frozenset((special.eop, special.eos))
-        self._sampler = Sampler(_forbidden(model, tokenizer))
+        self._ends = _ends(model, tokenizer)
+        self._sampler = Sampler(_forbidden(model, tokenizer, self._ends))
         self._groups: dict[str, Group] = {}
         self._answers: dict[str, list[Answer]] = {}
         self._rules: dict[Answer, tuple[int, Rule]] = {}
@@ -364,11 +363,19 @@ def _key(answer: Generated) -> int:
     return noise_key(answer.sampling.seed, answer.number, blank, answer.num_generated)
 
 
-def _forbidden(model: GLM, tokenizer: Tokenizer) -> Tensor:
-    """Ids that are never generated, bool [V]: roles but for the ends, and those without a text."""
+def _ends(model: GLM, tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end an answer; published causal models end a turn with the role that is next."""
     special = tokenizer.special
+    ends = {special.eop, special.eos}
+    if model.settings.causal and tokenizer.FILE == JSON_FILE:
+        ends |= {special.user, special.observation}
+    return frozenset(end for end in ends if end >= 0)
+
+
+def _forbidden(model: GLM, tokenizer: Tokenizer, ends: frozenset[int]) -> Tensor:
+    """Ids that are never generated, bool [V]: roles but for the ends, and those without a text."""
     forbidden = torch.zeros(model.settings.padded_vocab_size, dtype=torch.bool)
     forbidden[torch.from_numpy(tokenizer.special_ids).long().clamp(min=0)] = True
-    forbidden[[special.eop, special.eos]] = False
+    forbidden[sorted(ends)] = False
     forbidden[min(model.settings.vocab_size, tokenizer.vocab_size) :] = True
     return forbidden.to(next(model.parameters()).device)

@@ -92,6 +92,9 @@ class Blank:
     place: int
     """Index of the mask in the tokens of Part A."""
     sampling: SamplingSettings = SamplingSettings()
+    start: int | None = None
+    """Token that begins the answer, by default `<sop>`. A causal model goes on with a text that has
+    no mask where the text's last token is this, and the place is that of the token before."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,8 @@ class ScoreRequest:
     """Whether the end of the answer is scored too, as its last token."""
     num_logprobs: int = 0
     """Likeliest alternatives wanted at each place."""
+    start: int | None = None
+    """As of a blank."""
     priority: int = 0
     cache_salt: str = ""
     adapter: str | None = None

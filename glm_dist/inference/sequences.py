@@ -126,7 +126,8 @@ class Scored(Sequence):
         option = [int(token) for token in request.options[number]]
         sequence = cls(group, number)
         sequence.targets = [*option, special.eop] if request.scores_end else option
-        fed = [special.sop, *option][: len(sequence.targets)]
+        start = special.sop if request.start is None else request.start
+        fed = [start, *option][: len(sequence.targets)]
         for place, token in enumerate(fed, start=1):
             sequence._feed(token, request.place, place)
         return sequence
@@ -229,4 +230,5 @@ class Generated(Sequence):
     def _begin_blank(self, special: SpecialTokenIds, texts: TokenTexts) -> None:
         self.num_generated = 0
         self.stream = TextStream(texts, self.sampling.stop)
-        self._feed(special.sop, self.blank.place, 1)
+        start = special.sop if self.blank.start is None else self.blank.start
+        self._feed(start, self.blank.place, 1)

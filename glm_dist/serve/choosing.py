@@ -130,10 +130,10 @@ def _answer(question: Question, shares: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _options(question: Question, predicates: tuple[str, str]) -> list[str]:
+def _options(question: Question, predicates: list[str]) -> list[str]:
     """What can stand at the mask."""
     if isinstance(question, Predicate):
-        return list(predicates)
+        return predicates
     if isinstance(question, ChoiceQuestion):
         return [_written(choice.value) for choice in question.choices]
     return [level.label for level in question.levels]

@@ -79,9 +79,9 @@ class _Dialogue:
             return None
         if len(self.names) == 1:
             return self.names[0]
-        part_a = self._tokens(None)
+        part_a, place, start = self._part_a(None)
         options = [self._context.tokenizer.encode(f"{name}\n").tolist() for name in self.names]
-        request = ScoreRequest(new_id(), part_a, len(part_a) - 1, options, scores_end=False)
+        request = ScoreRequest(new_id(), part_a, place, options, scores_end=False, start=start)
         [scores], _ = await self._context.asker.scores([request], caller)
         totals = [option.total for option in scores.options]
         return self.names[totals.index(max(totals))]
@@ -89,15 +89,21 @@ class _Dialogue:
     def request(self, called: str | None) -> Request:
         """What the engine is asked."""
         body, prompts = self._body, self._context.prompts
-        part_a = self._tokens(called)
+        part_a, place, start = self._part_a(called)
         prompts.check_length(len(part_a), "messages")
-        place = len(part_a) - 1
         sampling = body.sampling(
             body.longest or prompts.room(len(part_a), place),
             (body.top_logprobs or 0) if body.logprobs else None,
         )
-        blanks = [prompts.blank(sampling, place, body.seed)]
+        blanks = [prompts.blank(sampling, place, body.seed, start)]
         return Request(new_id(), part_a, blanks, body.num_samples)
+
+    def _part_a(self, called: str | None) -> tuple[list[int], int, int | None]:
+        """Part A, the place of the turn in it, and what the turn begins with if not `<sop>`."""
+        tokens = self._tokens(called)
+        if tokens[-1] == self._context.tokenizer.special.gmask:
+            return tokens, len(tokens) - 1, None
+        return tokens[:-1], len(tokens) - 2, tokens[-1]
 
     def _tokens(self, called: str | None) -> list[int]:
         body = self._body

@@ -207,10 +207,12 @@ class Prompts:
                 400, f"{name}: got {count}; at most {most} are taken", param=param or name
             )
 
-    def blank(self, sampling: SamplingSettings, place: int, seed: int | None) -> Blank:
+    def blank(
+        self, sampling: SamplingSettings, place: int, seed: int | None, start: int | None = None
+    ) -> Blank:
         """A blank, drawn by the client's seed, or by one of its own."""
         drawn = uuid4().int >> 65 if seed is None else seed % (1 << 63)
-        return Blank(place, sampling.model_copy(update={"seed": drawn}))
+        return Blank(place, sampling.model_copy(update={"seed": drawn}), start)
 
     def room(self, num_tokens: int, place: int) -> int:
         """The longest answer at a place of a prompt; at least 1."""

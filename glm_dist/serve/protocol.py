@@ -5,7 +5,7 @@ It stands apart as the one place that names OpenAI's fields of completions, and 
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from glm_dist.inference.requests import MAX_LOGPROBS, SamplingSettings
 from glm_dist.serve.errors import ApiError
@@ -39,6 +39,12 @@ class Part(BaseModel):
     )
 
 
+def _check_not_stored(store: bool | None) -> bool | None:
+    if store:
+        raise ValueError("nothing is kept here; leave it out")
+    return store
+
+
 class Body(Part):
     """Fields that are unknown are kept aside, and named in a header of the reply."""
 
@@ -51,7 +57,7 @@ class Body(Part):
     """Name of the model; the one that is served where it is not given."""
     user: str | None = None
     metadata: dict[str, Any] | None = None
-    store: Literal[False] | None = None
+    store: Annotated[bool | None, AfterValidator(_check_not_stored)] = None
     service_tier: Literal["auto", "default"] | None = None
 
     @property
@@ -113,7 +119,7 @@ class Sampled(Body):
     stop_token_ids: Annotated[Tokens, Field(max_length=256)] | None = None
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     logit_bias: (
         Annotated[
             dict[str, Annotated[float, Field(ge=-100, le=100)]], BeforeValidator(_check_biases)

@@ -110,7 +110,7 @@ class DecisionRequest(Body):
     questions: Annotated[list[Question], listed(400, least=1)]
     template: str = Field("{input}\n{question} [MASK]", max_length=4096)
     """Where input and question stand, and where the answer."""
-    predicates: tuple[str, str] = ("yes", "no")
+    predicates: Annotated[list[str], listed(2, least=2)] = ["yes", "no"]
     """What stands at the mask where a statement is true, and where it is not."""
 
 
