@@ -1,0 +1,71 @@
+"""Bits per byte of models and of n-grams as a user asks for them."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from train_scenarios import make_dataset
+
+from glm_dist.engine import save_weights
+from glm_dist.engine.export import CONFIG
+from glm_dist.model import ModelSettings, build_model
+from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A dataset, a model of its tokenizer and one of another."""
+    folder = tmp_path_factory.mktemp("home")
+    other = train_tokenizer(["another text of other words"] * 50, TokenizerSettings(vocab_size=300))
+    dataset = make_dataset(folder / "set")
+    for name, tokenizer in {"mine": dataset.tokenizer, "other": other}.items():
+        settings = ModelSettings(
+            preset=None,
+            num_layers=1,
+            hidden_size=32,
+            num_heads=2,
+            max_position_embeddings=64,
+            vocab_size=tokenizer.vocab_size,
+        )
+        save_weights(folder / name, dict(build_model(settings).named_parameters()))
+        tokenizer.save(folder / name)
+        text = json.dumps({"model": settings.model_dump(mode="json")})
+        (folder / name / CONFIG).write_text(text)
+    return folder
+
+
+def run(home, *arguments):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "jobs" / "perplexity.py"), "dataset=set", *arguments],
+        env={**os.environ, "GLM_DIST_HOME": str(home)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    return done
+
+
+def test_a_model_stands_beside_the_ngrams_in_print_and_in_the_file(home):
+    done = run(home, "models=[mine]", "rows.sequence_length=64", "num_rows=20")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    figures = json.loads((home / "results" / "perplexity.json").read_text())["figures"]
+    assert list(figures) == ["mine", "5-gram"]
+    random, counted = (one["languages"]["en"] for one in figures.values())
+    assert counted["high"] < random["low"]  # it was trained, the model was not
+    assert random["perplexity"] > counted["perplexity"] > 1
+    assert f"5-gram                   {counted['value']:.3f}" in done.stdout
+
+
+def test_all_that_does_not_fit_is_said_at_once(home):
+    done = run(home, "models=[mine, other]", "rows.sequence_length=128")
+    assert done.returncode == 2
+    assert "other has another tokenizer than" in done.stderr
+    assert "128 is more than the 64 positions of mine; set it to 64 at most" in done.stderr
+    assert run(home, "ngram_order=0").returncode == 2
