@@ -57,8 +57,9 @@ def tune_with_own_base(settings: FinetuneSettings, arguments: argparse.Namespace
     from glm_dist.evaluate.score import gain
     from glm_dist.train.base import make_base
 
-    if arguments.plan:
-        raise ConfigError("--plan: needs the model that is begun with; give init_from")
+    if arguments.plan or arguments.seeds > 1:
+        flag = "--plan" if arguments.plan else "--seeds"
+        raise ConfigError(f"{flag}: needs the model that is begun with; give init_from")
     minutes = arguments.base_minutes
     connect(cpus_needed(settings))
     print(
@@ -234,16 +235,26 @@ def with_folder(argv: Sequence[str]) -> list[str]:
         return rest
     has_config = any(argument.startswith("--config") for argument in rest)
     folder = Path(known.data).absolute()
-    named = [] if has_config else [f"name={folder.name}", "task.kind=classification"]
-    return [*named, *files_of(folder), *rest]
+    files = files_of(folder)
+    if "train" not in files:
+        parser.error(
+            f"--data: {folder} holds no train.csv, nor one that ends in {', '.join(ENDINGS[1:])}"
+        )
+    values = {f"task.{split}": str(path) for split, path in files.items()}
+    if not has_config:
+        values |= {"name": folder.name, "task.kind": "classification"}
+    # As JSON, so that a folder called 2026 or a: b stays a name.
+    return [*(f"{key}={json.dumps(value)}" for key, value in values.items()), *rest]
 
 
-def files_of(folder: Path) -> list[str]:
-    """Settings that name the files of a folder."""
-    found = []
+def files_of(folder: Path) -> dict[str, Path]:
+    """The file of each split that a folder holds."""
+    found = {}
     for split, names in SPLITS.items():
         paths = [folder / f"{name}.{ending}" for name in names for ending in ENDINGS]
-        found += [f"task.{split}={path}" for path in paths if path.exists()][:1]
+        there = [path for path in paths if path.exists()]
+        if there:
+            found[split] = there[0]
     return found
 
 

@@ -29,7 +29,7 @@ class Home:
         save_weights(base, dict(build_model(settings).named_parameters()))
         tokenizer.save(base)
         (base / CONFIG).write_text(json.dumps({"model": settings.model_dump(mode="json")}))
-        self.data = folder / "reviews"
+        self.data = folder / "2026"
         self.data.mkdir()
         for number, (name, count) in enumerate({"train": 240, "dev": 40, "test": 60}.items()):
             lines = ["stars,review", *(f"{label},{text}" for text, label in reviews(count, number))]
@@ -67,25 +67,25 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "text is 'review', label is 'stars'" in done.stderr
     assert "labels       2: bad, good" in done.stdout
-    run = home.folder / "runs" / "reviews"
+    run = home.folder / "runs" / "2026"
     assert f"next         python jobs/evaluate.py model={run} data=FILE" in done.stdout
     tuned = json.loads((run / "test" / "scores.json").read_text())
     assert tuned["scores"][0]["name"] == "accuracy"
     assert tuned["scores"][0]["value"] > 90
 
     data = f"data={home.data / 'test.csv'}"
-    again = home.run("evaluate.py", "model=runs/reviews", data)
+    again = home.run("evaluate.py", "model=runs/2026", data)
     assert again.returncode == 0, again.stderr[-2000:]
     scored = json.loads((run / "evaluation" / "scores.json").read_text())
     assert scored["scores"] == tuned["scores"]
     assert f"accuracy {scored['scores'][0]['value']:.1f} (" in again.stdout
 
-    assert "next         python jobs/serve.py model=runs/reviews" in again.stdout
+    assert "next         python jobs/serve.py model=runs/2026" in again.stdout
     assert (run / "evaluation" / "report.md").read_text().startswith("# classification, 60 ex")
 
     strange = home.data / "strange.csv"
     strange.write_text("stars,review\ngood,fine\nsuperb,the film\nbad,\n")
-    refused = home.run("evaluate.py", "model=runs/reviews", f"data={strange}")
+    refused = home.run("evaluate.py", "model=runs/2026", f"data={strange}")
     assert refused.returncode == 2
     assert f"{strange} line 3: the label 'superb' is none that training has seen" in refused.stderr
     assert f"{strange} line 4: the text is empty" in refused.stderr
@@ -101,6 +101,8 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
             ["--data={data}", "init_from=base", "task.columns={{text: words}}"],
             "train.csv has no such column\nthe columns there are stars, review",
         ),
+        ("finetune.py", ["--data={data}/nothing"], "nothing holds no train.csv"),
+        ("finetune.py", ["--data={data}", "--seeds=3"], "--seeds: needs the model"),
         ("evaluate.py", ["model=base", "data={data}/test.csv"], "carries no task; give a model"),
         ("evaluate.py", ["model=nowhere", "data={data}/test.csv"], "nowhere"),
     ],

@@ -1,11 +1,12 @@
 """Fine-tuning in one process: what is learnt, kept, resumed and refused."""
 
 import json
+import random
 from collections import Counter
 
 import numpy as np
 import pytest
-from finetune_scenarios import SMALL, prepare, small_tokenizer, write_folder
+from finetune_scenarios import BAD, FILLER, GOOD, SMALL, prepare, small_tokenizer, write_folder
 from train_scenarios import KilledError
 
 from glm_dist.evaluate.answers import Answerer
@@ -117,6 +118,49 @@ def test_runs_of_several_seeds_are_scored_on_the_same_examples(task, tokenizer, 
     assert not {one.text("text") for one in first.splits["test"]} & {
         one.text("text") for one in first.splits["train"]
     }
+
+
+def generated(number):
+    """A word, and what is to be said to it: two words in an order that tells the word."""
+    return {
+        "source": " ".join([GOOD[number % 5]] * 3),
+        "target": f"{BAD[number % 5]} {GOOD[(number + 1) % 5]}",
+    }
+
+
+def tagged(number):
+    """Five words; a good one is an entity, and the word behind it belongs to it."""
+    words = random.Random(number).choices([*FILLER, *GOOD], k=5)
+    tags, inside = [], False
+    for word in words:
+        tags.append("B-A" if word in GOOD else "I-A" if inside else "O")
+        inside = word in GOOD
+    return {"tokens": words, "tags": tags}
+
+
+@pytest.mark.parametrize(
+    ("example", "task"),
+    [
+        (generated, {"kind": "translation", "template": "{source} [gMASK]"}),
+        (tagged, {"kind": "labelling"}),
+    ],
+)
+def test_texts_and_tags_are_answered_as_they_were_learnt(example, task, tokenizer, tmp_path):
+    for number, split in enumerate(("train", "dev")):
+        rows = [example(1000 * number + n) for n in range(200 if split == "train" else 40)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    paths = {split: str(tmp_path / f"{split}.jsonl") for split in ("train", "dev")}
+    changes = {"epochs": 30, "evaluation": {"patience": 0}}
+    prepared, runner = prepare(tmp_path / "run", {**task, **paths}, tokenizer, **changes)
+    runner.run()
+    model, tokenizer = load_model(runner.folder)
+    task = load_task(runner.folder / "model", tokenizer)
+    dev = prepared.splits["validation"]
+    answers = Answerer(model, tokenizer, task).answer(dev)
+    right = [
+        one.value in (gold, *gold) for one, gold in zip(answers, map(task.gold, dev), strict=True)
+    ]
+    assert np.mean(right) > 0.9
 
 
 @pytest.mark.parametrize("tuned", ["cloze"], indirect=True)
