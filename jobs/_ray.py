@@ -43,6 +43,13 @@ def connect(num_cpus: int | None) -> None:
     )
 
 
+def found_address() -> str | None:
+    """Of the cluster that a job joins; None where it starts a Ray of its own."""
+    named = os.environ.get("RAY_ADDRESS", "auto")
+    address = read_ray_address() if named == "auto" else named
+    return address if address and is_reachable(address) else None
+
+
 def is_reachable(address: str) -> bool:
     """Whether something listens there; a Ray that was killed leaves its address behind."""
     host, _, port = address.rpartition("//")[2].rpartition(":")

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from _job import run_job
-from _ray import connect
+from _ray import connect, found_address
 
 from glm_dist.config import home, output_path
 from glm_dist.serve.settings import HostedModel, ServeSettings
@@ -43,8 +43,13 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     from ray.serve.schema import LoggingConfig
 
     from glm_dist.serve.deployment import build
+    from glm_dist.serve.opening import check_room
 
     application = build(settings)
+    if (
+        found_address() is None
+    ):  # else engines start on other machines, too, and check for themselves
+        check_room(settings)
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     connect(logical_cpus(settings))

@@ -20,8 +20,10 @@ PLAN = yaml.safe_load((Path(__file__).parent / "fault_plan.yaml").read_text())
 
 
 def command(fault: dict[str, Any]) -> str:
-    """What runs a row's trials."""
-    return f"pytest {'-m slow ' if fault.get('slow') else ''}{fault['test']}"
+    """What runs a row's trials, or why nothing does."""
+    if "missing" in fault:
+        return f"not built: {fault['missing']}"
+    return f"`pytest {'-m slow ' if fault.get('slow') else ''}{fault['test']}`"
 
 
 class FaultRecord:
@@ -77,7 +79,7 @@ def write_table(page: Path, results: dict[str, Any]) -> None:
             str(row.get("trials", "not run")),
             str(row.get("passed", "")),
             ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in row.items() if k not in NO_COUNTS),
-            f"`{command(fault)}`",
+            command(fault),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     page.write_text(f"{head}{TABLE_START}\n\n" + "\n".join(lines) + "\n")

@@ -2,7 +2,7 @@
 
 from glm_dist.inference.engine import Engine
 from glm_dist.inference.generator import Generation, Generator
-from glm_dist.inference.load import load_model, open_engine
+from glm_dist.inference.load import check_fits, load_model, open_engine
 from glm_dist.inference.requests import (
     Alternative,
     AnyRequest,
@@ -43,6 +43,7 @@ __all__ = [
     "ScoreRequest",
     "Scores",
     "Usage",
+    "check_fits",
     "load_model",
     "open_engine",
 ]

@@ -60,6 +60,18 @@ def open_engine(
     return Engine(model.to(device), Tokenizer.load(folder), limits, beside)
 
 
+def check_fits(folder: str | Path, limits: EngineLimits, device: torch.device | str) -> int:
+    """The bytes of an engine that would fit, by what its model's files say of themselves.
+
+    Raises:
+        CheckpointError: when there is no finished model.
+        ModelError: when it does not fit.
+    """
+    folder = model_folder(Path(folder).expanduser())
+    stored = open_weights(folder, None)[FINAL_NORM].dtype
+    return check_memory(_read_settings(folder), limits, stored, torch.device(device))
+
+
 def load_model(folder: str | Path, base: str | Path | None = None) -> tuple[GLM, Tokenizer]:
     """Model and tokenizer of a model folder, or of a run folder that holds one under `model/`.
 

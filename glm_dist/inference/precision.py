@@ -60,8 +60,8 @@ def _map_parameters(settings: ModelSettings) -> int:
 
 def check_memory(
     settings: ModelSettings, limits: EngineLimits, stored: torch.dtype, device: torch.device
-) -> None:
-    """Refuse an engine that would not fit.
+) -> int:
+    """The bytes of an engine, if it fits.
 
     Raises:
         ModelError: with both numbers, and the largest precision that fits.
@@ -69,7 +69,7 @@ def check_memory(
     free = available_bytes(device)
     needed = engine_bytes(settings, limits, stored, device)
     if needed <= free:
-        return
+        return needed
     fitting = (
         precision
         for precision in PRECISIONS

@@ -83,7 +83,8 @@ class Front:
     async def __init__(self, settings: ServeSettings, engines: list[DeploymentHandle]) -> None:  # type: ignore[misc]
         described = [describe(hosted) for hosted in settings.hosted]
         self._pools = [
-            RemoteEngines(each.kind, is_causal=each.settings.causal) for each in described
+            RemoteEngines(each.kind, is_causal=each.settings.causal, room=hosted.engine.room)
+            for each, hosted in zip(described, settings.hosted, strict=True)
         ]
         self._looking = [
             asyncio.create_task(keep_in_touch(pool, handle))

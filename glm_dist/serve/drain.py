@@ -6,6 +6,7 @@ It stands apart from the routes, which all end alike.
 from typing import Any, TypeAlias
 
 from glm_dist.serve.errors import ApiError, error_response
+from glm_dist.serve.guard import Reply
 
 Scope: TypeAlias = dict[str, Any]
 ALWAYS = ("/health/live", "/metrics", "/version")
@@ -32,7 +33,7 @@ class Draining:
             return
         if self._is_draining:
             error = ApiError(503, "this server is about to stop; ask again, another may answer")
-            await error_response(error)(scope, receive, send)
+            await error_response(error)(scope, receive, Reply(scope, send).send)
             return
         self._in_work += 1
         try:

@@ -60,7 +60,7 @@ class Guard:
             await self._app(scope, receive, send)
             return
         scope["path"] = self._known_path(scope["path"])
-        reply = _Reply(scope, send)
+        reply = Reply(scope, send)
         start = time.perf_counter()
         try:
             await self._answer(scope, receive, reply)
@@ -76,7 +76,7 @@ class Guard:
             seconds = (reply.began or time.perf_counter()) - start
             self._metrics.count(scope["path"], reply.status or 499, seconds)
 
-    async def _answer(self, scope: Scope, receive: Receive, reply: "_Reply") -> None:
+    async def _answer(self, scope: Scope, receive: Receive, reply: "Reply") -> None:
         with ExitStack() as stack:
             if not is_public(scope["path"]):
                 reply.caller = self._admit(scope)
@@ -104,10 +104,11 @@ class Guard:
         return caller
 
 
-class _Reply:
+class Reply:
     """Sends on, with headers put in."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
+        """Args: `send` is what the server gave."""
         given = Headers(scope=scope).get("x-request-id", "")
         self.request_id = given if _WELL_FORMED_ID.fullmatch(given) else uuid4().hex
         self.caller = Caller()

@@ -44,11 +44,11 @@ class KeyRules(Settings):
     expires: date | None = None
     """The first day, in UTC, on which it is refused."""
     requests_per_minute: int | None = Field(None, ge=1)
-    """Requests a minute; as many may come at once after a pause."""
+    """Requests a minute at each front; as many may come at once after a pause."""
     tokens_per_minute: int | None = Field(None, ge=1)
-    """Tokens a minute, of prompts and answers."""
+    """Tokens a minute at each front, of prompts and answers."""
     max_running: int | None = Field(None, ge=1)
-    """Requests in work at a time."""
+    """Requests in work at a time at each front."""
 
 
 @dataclass(frozen=True)

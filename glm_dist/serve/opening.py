@@ -14,7 +14,9 @@ from glm_dist import inference
 from glm_dist.config import output_path
 from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.engine.export import model_folder, read_model_config
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, ModelError
+from glm_dist.inference.precision import GIB
+from glm_dist.metrics.memory import available_bytes
 from glm_dist.model import ModelSettings
 from glm_dist.serve.endpoints import Endpoints
 from glm_dist.serve.engine_thread import AnyEngine, EngineThread
@@ -81,6 +83,38 @@ def check_models(settings: ServeSettings) -> list[str]:
     return names
 
 
+def check_room(settings: ServeSettings) -> None:
+    """Refuse engines that would not fit on this machine, before any is started.
+
+    Raises:
+        ModelError: when a model is not finished.
+        ConfigError: with each model that does not fit, or when they do not fit together.
+    """
+    problems, needed = list[str](), 0
+    for hosted in settings.hosted:
+        device = device_of(hosted)
+        try:
+            size = inference.check_fits(output_path(hosted.model), hosted.engine, device)
+        except ModelError as error:
+            problems.append(f"{hosted.model}: {error}")
+        else:
+            needed += size * hosted.num_replicas * (device == "cpu")
+    free = available_bytes(torch.device("cpu"))
+    if not problems and needed > free:
+        count = sum(hosted.num_replicas for hosted in settings.hosted)
+        problems.append(
+            f"num_replicas: {count} engines need {needed / GIB:.1f} GiB together, and this machine "
+            f"has {free / GIB:.1f} GiB free; start fewer, or lower cache_tokens"
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def device_of(hosted: HostedModel) -> str:
+    """Where its engines compute."""
+    return "cuda" if hosted.num_gpus and torch.cuda.is_available() else "cpu"
+
+
 def adapter_folders(hosted: HostedModel) -> dict[str, Path]:
     """Where its adapters lie, by their names."""
     return {name: model_folder(output_path(each)) for name, each in hosted.adapters.items()}
@@ -103,9 +137,10 @@ def open_engine(hosted: HostedModel) -> EngineThread:
     """The model loaded, its engine running."""
     torch.set_num_threads(hosted.num_threads)
     folder = model_folder(output_path(hosted.model))
-    device = "cuda" if hosted.num_gpus and torch.cuda.is_available() else "cpu"
     adapters = adapter_folders(hosted)
-    engine = inference.open_engine(folder, hosted.engine, device=device, adapters=adapters)
+    engine = inference.open_engine(
+        folder, hosted.engine, device=device_of(hosted), adapters=adapters
+    )
     return EngineThread(engine)
 
 

@@ -79,7 +79,7 @@ class Budget:
             raise ApiError(
                 429,
                 f"this key has {self._running} requests in work, and may have no more; wait for "
-                "one to end",
+                "one to end (each front counts on its own)",
                 code="concurrency_exceeded",
             )
         if self._requests is not None:
@@ -161,8 +161,8 @@ def _check(bucket: Bucket, amount: float, name: str) -> None:
     if seconds:
         raise ApiError(
             429,
-            f"this key has used its {bucket.per_minute} {name} a minute; try again in "
-            f"{duration(seconds)}",
+            f"this key has used its {bucket.per_minute} {name} a minute at this front; try "
+            f"again in {duration(seconds)}",
             code="rate_limit_exceeded",
             headers={
                 "retry-after": str(min(120, int(seconds) + 1)),

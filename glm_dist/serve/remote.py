@@ -13,7 +13,8 @@ import time
 from collections.abc import Coroutine
 from dataclasses import fields, replace
 
-from glm_dist.inference import AnyRequest, EngineStats, Usage
+from glm_dist.errors import RequestError
+from glm_dist.inference import AnyRequest, EmbedRequest, EngineStats, ScoreRequest, Usage
 from glm_dist.serve.choice import choose, prompt_key
 from glm_dist.serve.engine_thread import Arrived, Stream
 from glm_dist.serve.link import Address
@@ -89,6 +90,15 @@ class RemoteStream(Stream):
         self.give([None] if error is None else [error, None], None)
 
 
+def num_answers(request: AnyRequest) -> int:
+    """Places in an engine that a request takes."""
+    if isinstance(request, EmbedRequest):
+        return 1
+    if isinstance(request, ScoreRequest):
+        return len(request.options)
+    return request.num_samples * (1 if request.is_joint else len(request.blanks))
+
+
 class Link:
     """The stream of one engine replica."""
 
@@ -99,6 +109,11 @@ class Link:
         self.heard = time.monotonic()
         self._engines = engines
         self._writer: asyncio.StreamWriter | None = None
+
+    @property
+    def num_answers(self) -> int:
+        """Answers that it was asked for and has not ended."""
+        return sum(num_answers(stream.request) for stream in self.streams.values())
 
     @property
     def silent_seconds(self) -> float:
@@ -182,9 +197,16 @@ class Link:
 class RemoteEngines:
     """All engine replicas of one model, under the interface of one engine."""
 
-    def __init__(self, kind: str, *, is_causal: bool) -> None:
-        """Args: kind: what replicas must be to answer these requests."""
-        self._kind, self._is_causal = kind, is_causal
+    def __init__(self, kind: str, *, is_causal: bool, room: int | None = None) -> None:
+        """Engines that are not connected yet.
+
+        Args:
+            kind: what replicas must be to answer these requests.
+            is_causal: whether prompts share their beginnings.
+            room: answers that each computes or lets wait; what comes beyond is refused here, so
+                that they spend no time on refusals.
+        """
+        self._kind, self._is_causal, self._room = kind, is_causal, room
         self._links: dict[str, Link] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -223,6 +245,7 @@ class RemoteEngines:
             RequestError: when the request is refused.
             RuntimeError: when no replica is ready for a while.
         """
+        self._check_room()
         stream = RemoteStream(request, prompt_key(request, is_causal=self._is_causal))
         try:
             await self._place(stream, NEW_WAIT_SECONDS)
@@ -282,6 +305,21 @@ class RemoteEngines:
             link.hang_up()
         for task in self._tasks:
             task.cancel()
+
+    def _check_room(self) -> None:
+        """Refuse where replicas have as much from here as they can take.
+
+        Raises:
+            RequestError: when there is no room.
+        """
+        ready = self._ready()
+        if self._room is None or not ready:
+            return
+        room = self._room * len(ready)
+        if sum(link.num_answers for link in ready) >= room:
+            raise RequestError(
+                f"{room} answers are in work or wait already; try again later", code=OVERLOADED
+            )
 
     def _move(self, link: Link) -> None:
         streams, link.streams = list(link.streams.values()), {}

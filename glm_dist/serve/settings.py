@@ -32,6 +32,11 @@ class ServedEngine(EngineLimits):
     max_waiting: int = Field(256, ge=1)
     """Answers that may wait in each engine; for one more the client is told to come back (429)."""
 
+    @property
+    def room(self) -> int:
+        """Answers that are in work or wait at most."""
+        return self.max_running + self.max_waiting
+
 
 class HostedModel(Settings):
     """One model, and the engines that answer with it."""
@@ -87,7 +92,8 @@ class ServeSettings(HostedModel):
     """Port to listen at."""
     api_keys: str | None = None
     """File with a line for each API key: its SHA-256 in hex, and what it may do; null: no key is
-    asked for."""
+    asked for. Each front counts what a key has used on its own, so that with several a key has its
+    quota at each of them."""
     front: Literal["on", "off"] = "on"
     """on: processes of their own take the requests and ask the engines, so that an engine can die
     and none is lost. off: each engine takes requests itself, the shortest way."""

@@ -83,6 +83,8 @@ def test_a_model_is_served_until_sigterm(home, flags):
         (["model=models/none"], "cannot be read"),
         (["model=models/tiny", "host=0.0.0.0"], "without api_keys"),
         (["model=models/tiny", "prot=1"], "did you mean 'port'"),
+        (["model=models/tiny", "engine.cache_tokens=1000000000000"], "no precision fits"),
+        (["model=models/tiny", "num_replicas=100000000"], "start fewer, or lower cache_tokens"),
     ],
 )
 def test_mistakes_are_said_in_a_sentence(home, arguments, message):

@@ -90,6 +90,7 @@ def terminate_under(served, oracle, count):
                 if reply.status_code != 200:
                     refused.add(reply.status_code)
                     assert int(reply.headers["retry-after"]) >= 1
+                    assert reply.headers["x-request-id"]
                 await asyncio.sleep(0.05)
         return await begun
 

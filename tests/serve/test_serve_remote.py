@@ -267,6 +267,32 @@ def test_what_is_wrong_is_refused_and_what_has_no_room_goes_elsewhere(sites, tok
     assert set(refused) == {"overloaded"}
 
 
+def test_a_front_refuses_by_its_own_count_before_any_engine_is_asked(sites, tokenizer, monkeypatch):
+    special = tokenizer.special
+    long = SamplingSettings(max_tokens=100, ignore_eos=True)
+
+    def request(number):
+        return Request(f"r{number}", [special.enc, special.gmask], [Blank(1, long)], 2)
+
+    async def ask():
+        async with sites() as house:
+            house.pool = RemoteEngines("kind", is_causal=False, room=4)
+            for _ in range(2):
+                await house.start()
+            taken = [await house.pool.submit(request(number)) for number in range(4)]
+            with monkeypatch.context() as patch:
+                patch.setattr(remote.Link, "ask", lambda *_: pytest.fail("an engine was asked"))
+                with pytest.raises(RequestError, match="8 answers are in work") as refused:
+                    await house.pool.submit(request("x"))
+            house.pool.cancel(taken.pop())
+            taken.append(await house.pool.submit(request("y")))
+            for stream in taken:
+                house.pool.cancel(stream)
+            return refused.value
+
+    assert asyncio.run(ask()).code == "overloaded"
+
+
 def test_who_leaves_is_asked_nothing_new_and_ends_what_it_has(sites, tokenizer, alone):
     request = prompts(tokenizer)["blanks"]
 
