@@ -172,10 +172,12 @@ def test_the_llm_command_prompts_and_streams(server, tmp_path):
 
 
 def test_schemathesis_finds_nothing(server, faults):
+    """All its checks but two: keys are none here, and no schema says what a model has room for."""
     command = program("schemathesis", "schemathesis")
+    checks = "ignored_auth,positive_data_acceptance"
     done = subprocess.run(
         [command, "run", f"{server.url}/openapi.json", "--phases", "examples,coverage",
-         "--checks", "all", "--exclude-checks", "ignored_auth", "--workers", "1"],
+         "--checks", "all", "--exclude-checks", checks, "--workers", "1"],
         capture_output=True, text=True, timeout=580,
     )  # fmt: skip
     summary = done.stdout[-2500:]
