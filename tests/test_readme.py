@@ -64,6 +64,10 @@ def user(tmp_path_factory):
     (place / "data/evaluation.jsonl").write_text(json.dumps({"text": evaluated}) + "\n")
     [config] = [block for block in blocks("yaml") if block.startswith("# my_data.yaml")]
     config = config.replace("/data/", f"{place}/data/").replace("16000", "330")
+    (place / "reviews").mkdir()
+    for name in ("train", "test"):
+        rows = [f"{texts[row][:60]},{'good' if row % 2 else 'bad'}" for row in range(40)]
+        (place / f"reviews/{name}.csv").write_text("\n".join(["text,label", *rows]))
     (place / "my_data.yaml").write_text(config)
     return place
 
@@ -113,6 +117,8 @@ def run_job(user, command):
     if name == "pretrain" and "--config" in command:
         place = command.index("--config") + 2
         command = [*command[:place], *SHORT, *command[place:]]
+    if name == "finetune":
+        command = [*command, "epochs=1", "rows.sequence_length=64", SHORT[-1]]
     if name == "benchmark":
         command = [*command, "dataset=data/mine", *SHORT[1:], "--turns", "1"]
     return run(user, command)
