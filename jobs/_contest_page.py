@@ -93,8 +93,8 @@ def describe(sizes: list[dict[str, Any]]) -> str:
         "All processes but that of the Trainer as it comes keep the memory that tensors free "
         "(`KEPT_MEMORY` in `glm_dist/engine/device.py`). "
         "Median over windows, by turns in one run; only ratios mean anything elsewhere. The share "
-        "of the matrix product's rate counts useful operations alone, against a large square product "
-        f"in the same dtype and run.\n\n{chapters}\n"
+        "of the matrix product's rate counts useful operations alone, against a large square "
+        f"product in the same dtype and run.\n\n{chapters}\n"
         "![tokens per second](train-tokens_per_second.png)\n"
     )
 
