@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 from _apart import apart
+from _serve_online import OnlineSettings
 from pydantic import Field
 
 from glm_dist.config import Settings, output_path
@@ -52,6 +53,8 @@ class ServeContestSettings(Settings):
     """Threads of torch of each contestant."""
     seed: int = 0
     """Of the requests."""
+    online: OnlineSettings = OnlineSettings()
+    """The load for what HTTP and Ray add."""
 
 
 QUICK = ServeContestSettings(
@@ -62,6 +65,9 @@ QUICK = ServeContestSettings(
     loads={"short": LoadSettings(num_requests=4, prompt_tokens=(4, 40), answer_tokens=(2, 12))},
     slots={"short": [1, 4]},
     dtypes=["float32"],
+    online=OnlineSettings(
+        num_requests=6, prompt_tokens=(4, 16), answer_tokens=(2, 8), num_clients=2, turns=1
+    ),
 )  # fmt: skip
 """A size that takes seconds and whose speeds mean nothing."""
 

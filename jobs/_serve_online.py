@@ -71,8 +71,8 @@ def online(folder: Path, settings: OnlineSettings) -> dict[str, Any]:
     Returns:
         By path the medians over all turns of the percentiles of milliseconds to the first token
         (`ttft_ms`) and between two tokens (`between_ms`), and `tokens_per_second` of the closed
-        loop; `http_ttft_ms_added` and `http_throughput_share` of the shortest path against the
-        engine alone, and the same with the front under `front`.
+        loop, all under `online`; `http_ttft_ms_added` and `http_throughput_share` of the shortest
+        path against the engine alone, and the same with the front under `front`.
     """
     turns: dict[str, list[dict[str, Any]]] = {path: [] for path in PATHS}
     rate = 0.0
@@ -85,12 +85,11 @@ def online(folder: Path, settings: OnlineSettings) -> dict[str, Any]:
                 turns[path].append({**closed, **run(open_loop, settings, rate)})
     paths = {path: medians(found) for path, found in turns.items()}
     alone, off, on = (paths[path] for path in PATHS)
+    load = {"arrivals_per_second": rate, "settings": settings.model_dump(mode="json")}
     return {
-        "paths": paths,
-        "arrivals_per_second": rate,
         **added(off, alone),
         "front": added(on, alone),
-        "settings": settings.model_dump(mode="json"),
+        "online": {"paths": paths, **load},
     }
 
 

@@ -10,7 +10,8 @@ against a bare torch loop over the same rows and, with --peers, against the Trai
 by turns. --also measures a second model in the same run.
 parts: seconds and peak bytes of the loss and of attention against their plain versions.
 serve: tokens a CPU-second of the engine against transformers' generate, one by one and in static
-batches, and its continuous batching, with the same weights and requests, by turns.
+batches, and its continuous batching, with the same weights and requests, by turns; then what HTTP
+and Ray add to the engine alone, with and without a front.
 """
 
 import argparse
@@ -30,6 +31,8 @@ from _parts import parts as all_parts
 from _ray import connect
 from _serve_contest import PEERS, QUICK, Answered, Entry, ServeContestSettings, entries, prepare
 from _serve_contest import measure as measure_entry
+from _serve_online import online
+from _serve_online_page import describe_online, draw_online
 from _serve_page import collect as collect_serving
 from _serve_page import describe as describe_serving
 from _serve_page import draw as draw_serving
@@ -194,7 +197,11 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
             turns.setdefault(entry, []).append(found)
             speed = found.num_tokens / found.cpu_seconds
             print(f"{label} {speed:8,.1f} tokens a CPU-second", flush=True)
-    figures = collect_serving(settings, turns, errors)
+    print("through HTTP, with and without a front, and the engine alone …", flush=True)
+    figures = {
+        **collect_serving(settings, turns, errors),
+        **online(folder / "causal", settings.online),
+    }
     show_serving({**figures, "load_average_before": load, "origin": provenance()}, arguments)
 
 
@@ -207,11 +214,15 @@ def show_serving(figures: dict[str, Any], arguments: argparse.Namespace) -> None
         shown = ", ".join(f"{key}: {value:.3f}" for key, value in figures[name].items())
         print(f"{name:<24} {shown}")
     print(f"{'equal_tokens_fp32':<24} {figures['equal_tokens_fp32']}")
+    print(f"{'http_ttft_ms_added':<24} {figures['http_ttft_ms_added']:.1f}")
+    print(f"{'http_throughput_share':<24} {figures['http_throughput_share']:.3f}")
     print(f"load                     {figures['load_average_before']:.1f} before it began")
     write_json(figures, arguments)
     if arguments.docs:
         draw_serving(Path(arguments.docs) / "serve-tokens.png", figures)
-        page = publish(Path(arguments.docs), "serve", describe_serving(figures), figures, {})
+        draw_online(Path(arguments.docs) / "serve-online.png", figures["online"])
+        text = describe_serving(figures) + describe_online(figures)
+        page = publish(Path(arguments.docs), "serve", text, figures, {})
         print(f"page         {page}")
     print("next         python jobs/serve.py   # answer over HTTP")
 

@@ -51,9 +51,13 @@ def test_the_quick_size_measures_all_and_writes_page_figures_and_picture(
     figures = json.loads((tmp_path / "serve.json").read_text())
     assert figures["equal_tokens_fp32"] is True
     assert figures["errors"] == {}
+    assert figures["http_throughput_share"] > 0
+    assert figures["online"]["paths"].keys() == {"engine", "front off", "front on"}
     assert figures["vs_transformers_best"].keys() == {"1", "4"}
     assert all(cell["per_cpu_second"] > 0 for cell in figures["cells"])
     page = (tmp_path / "docs/serve.md").read_text()
     assert "tokens a CPU-second" in page
+    assert "Through HTTP and Ray" in page
     assert (tmp_path / "docs/serve-tokens.png").stat().st_size > 5000
+    assert (tmp_path / "docs/serve-online.png").stat().st_size > 5000
     assert "equal_tokens_fp32        True" in capsys.readouterr().out

@@ -1,25 +1,59 @@
 """What HTTP and Ray add is measured on all paths, over requests that are answered whole."""
 
 import pytest
-from _serve_online import PATHS, OnlineSettings, online
+from _serve_online import PATHS, OnlineSettings, closed_loop, online, open_loop, opened, requests_of
+from _serve_online_page import describe_online, draw_online
 from serving import write_model
+
+SMALL = OnlineSettings(num_requests=12, num_clients=4, turns=1, answer_tokens=(4, 16))
+
+
+def test_loops_note_every_token_of_an_engine_alone(tmp_path):
+    folder = write_model(tmp_path / "tiny")
+    asked = sum(request.num_tokens for request in requests_of(folder, SMALL))
+    with opened("engine", folder, SMALL) as run:
+        closed = run(closed_loop, SMALL)
+        times = run(open_loop, SMALL, 100.0)
+    seconds = asked / closed["tokens_per_second"]
+    assert closed["requests_per_second"] == pytest.approx(12 / seconds)
+    assert 0 < times["ttft_ms"]["p50"] <= times["ttft_ms"]["p99"]
+    assert times["between_ms"]["p50"] > 0
+
+
+def test_the_page_shows_all_paths_and_what_they_cost(tmp_path):
+    def cost(first, speed):
+        times = {"p50": first, "p90": first, "p99": 2 * first}
+        return {"ttft_ms": times, "between_ms": times, "tokens_per_second": speed}
+
+    paths = dict(zip(PATHS, (cost(20, 200), cost(26, 190), cost(29, 180)), strict=True))
+    found = {"paths": paths, "arrivals_per_second": 2.5, "settings": SMALL.model_dump()}
+    figures = {
+        "http_ttft_ms_added": 6.0,
+        "http_throughput_share": 0.95,
+        "front": {"http_ttft_ms_added": 9.0, "http_throughput_share": 0.9},
+        "online": found,
+    }
+    text = describe_online(figures)
+    assert "add 6.0 ms" in text
+    assert "leave 95.0% of" in text
+    assert "| front on | 29.0 | 58.0 | 29.0 | 58.0 | 180.0 |" in text
+    draw_online(tmp_path / "online.png", found)
+    assert (tmp_path / "online.png").stat().st_size > 5000
 
 
 @pytest.mark.ray
 @pytest.mark.slow
 def test_all_paths_are_measured_against_the_engine_alone(tmp_path, monkeypatch):
     monkeypatch.setenv("GLM_DIST_HOME", str(tmp_path))
-    folder = write_model(tmp_path / "tiny")
-    settings = OnlineSettings(num_requests=12, num_clients=4, turns=1, answer_tokens=(4, 16))
-    figures = online(folder, settings)
-    assert set(figures["paths"]) == set(PATHS)
-    for path in figures["paths"].values():
+    figures = online(write_model(tmp_path / "tiny"), SMALL)
+    paths = figures["online"]["paths"]
+    assert set(paths) == set(PATHS)
+    for path in paths.values():
         assert path["tokens_per_second"] > 0
         assert 0 < path["ttft_ms"]["p50"] <= path["ttft_ms"]["p99"]
-    alone, off = (figures["paths"][name] for name in PATHS[:2])
+    alone, off = (paths[name] for name in PATHS[:2])
     added = off["ttft_ms"]["p50"] - alone["ttft_ms"]["p50"]
     assert figures["http_ttft_ms_added"] == pytest.approx(added)
     assert figures["http_throughput_share"] == pytest.approx(
         off["tokens_per_second"] / alone["tokens_per_second"]
     )
-    print(figures)
