@@ -27,7 +27,8 @@ def chunked(weight, hidden, targets, mask, *, gather, chunk_tokens, **extra):
     rows = loss_rows(mask) if gather else None
     chosen = hidden.flatten(0, 1)[rows] if gather else hidden
     options = LossOptions(VOCAB, chunk_tokens, **extra)
-    return tied_cross_entropy(weight, chosen, targets, mask, rows, options=options)
+    output = tied_cross_entropy(weight, chosen, targets, mask, rows, options=options)
+    return output.loss_sum, output.token_losses
 
 
 def run(function, dtype=torch.float32, scale=0.37, bearing=0.3, **options):
