@@ -24,8 +24,9 @@ setup: $(VENV)/.done
 demo: $(VENV)/.done
 	@KILL=$(KILL) $(BIN)/python jobs/demo.py
 
+# Two workers of one thread each: what starts Ray runs on one of them, all else on the other.
 test: $(VENV)/.done
-	@$(BIN)/python -m pytest -q
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
 
 slow: $(VENV)/.done
 	@$(BIN)/python -m pytest -q -m slow

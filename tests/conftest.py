@@ -13,6 +13,13 @@ import pytest  # noqa: E402
 from faults import FaultRecord  # noqa: E402
 
 
+def pytest_collection_modifyitems(items):
+    """With `-n 2 --dist loadgroup` a file stays on one worker, and all that start Ray on another."""
+    for item in items:
+        group = "ray" if item.get_closest_marker("ray") else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def faults():
     """Takes down what came of the rows of the fault plan; written at the end where asked for."""
