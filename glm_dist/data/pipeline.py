@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-import ray.train
 from ray.data import DataIterator, ExecutionOptions
 
 from glm_dist.data.order import RowOrder, RowSchedule
@@ -158,29 +157,21 @@ class RowPlan:
         contents = order.pieces(row_ids[row_ids >= 0])
         return open_builder(self.source).build(row_ids, contents)
 
-    def dataset(self) -> ray.data.Dataset:
-        """The stream of all ranks' blocks, in the order they are dealt."""
-        slots = ray.data.range(self.num_blocks, override_num_blocks=self.num_blocks)
-        return slots.map_batches(self.build_block, batch_size=None)
+    def streams(self) -> list[DataIterator]:
+        """Each rank's own blocks in order; every rank has to read its stream.
 
-
-class RowDataConfig(ray.train.DataConfig):
-    """Streams the rows of one attempt, whose resume decision the plan was made from.
-
-    Ray calls `configure` once, before any rank gets its shard.
-    """
-
-    def __init__(self, plan: RowPlan) -> None:
-        options = ExecutionOptions(preserve_order=True)
-        super().__init__(execution_options=options, enable_shard_locality=False)
-        self._plan = plan
-
-    def configure(
-        self, datasets: dict[str, Any], world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, DataIterator]]:
-        """One iterator named `train` a rank."""
+        One process on this node deals them; it starts at once, and ends with `end_streams`.
+        """
         quiet_ray_data()
-        return super().configure({"train": self._plan.dataset()}, world_size, *args, **kwargs)
+        slots = ray.data.range(self.num_blocks, override_num_blocks=self.num_blocks)
+        blocks = slots.map_batches(self.build_block, batch_size=None)
+        blocks.context.execution_options = ExecutionOptions(preserve_order=True)
+        return blocks.streaming_split(self.schedule.world_size, equal=True)
+
+
+def end_streams(streams: list[DataIterator]) -> None:
+    """End what deals these streams, with its tasks; whoever still reads them meets an error."""
+    ray.kill(streams[0]._coord_actor)  # type: ignore[attr-defined]
 
 
 def quiet_ray_data() -> None:

@@ -5,9 +5,11 @@ here. A step is decided between its norm and its update, which DeepSpeed does in
 fp32 state is read and written as named slices, which DeepSpeed keeps in flat partitions.
 """
 
+import contextlib
 import logging
 import os
 import warnings
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -31,6 +33,9 @@ def import_deepspeed() -> Any:
     import deepspeed.ops
     from deepspeed.runtime import bf16_optimizer
 
+    with _nothing_compiled():
+        from deepspeed.runtime.zero.muon import original_muon  # noqa: F401
+
     # Renamed in torch 2.13; DeepSpeed keeps the names that older releases know.
     warnings.filterwarnings(
         "ignore", r"`torch\.distributed\.\w+` is deprecated", category=FutureWarning
@@ -46,6 +51,21 @@ def import_deepspeed() -> Any:
         # It refuses fp16 on processors without instructions for it, where torch computes it slower.
         deepspeed.get_accelerator().is_fp16_supported = lambda: True
     return deepspeed
+
+
+@contextlib.contextmanager
+def _nothing_compiled() -> Iterator[None]:
+    """In here `torch.compile` does nothing.
+
+    DeepSpeed imports its Muon for every engine, and that module compiles functions as it is read,
+    which loads torch's whole compiler: a second of a processor in every rank, at every restart.
+    """
+    real = torch.compile
+    torch.compile = lambda function, **options: function  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        torch.compile = real
 
 
 def initialize(model: nn.Module, adam: AdamW, config: dict[str, Any], device: torch.device) -> Any:

@@ -29,21 +29,26 @@ def staying_nodes() -> list[dict[str, Any]]:
 
 def answering_nodes() -> list[dict[str, Any]]:
     """Those of them that run a task at once; a node that died is listed as alive for a while."""
+    here = ray.get_runtime_context().get_node_id()  # answers: this runs there
+    nodes = staying_nodes()
     probe = ray.remote(num_cpus=0, max_retries=0)(_missing_files)
-    answers = {on_node(node, probe).remote([]): node for node in staying_nodes()}
-    ready, _ = ray.wait(list(answers), num_returns=len(answers), timeout=ANSWER_SECONDS)
-    return [answers[answer] for answer in ready if _is_good(answer)]
+    others = [node["NodeID"] for node in nodes if node["NodeID"] != here]
+    answers = {node: on_node(node, probe).remote([]) for node in others}
+    if answers:
+        ray.wait(list(answers.values()), num_returns=len(answers), timeout=ANSWER_SECONDS)
+    good = {here, *(node for node, answer in answers.items() if _is_good(answer))}
+    return [node for node in nodes if node["NodeID"] in good]
 
 
-def on_node(node: dict[str, Any], task: Any) -> Any:
+def on_node(node_id: str, task: Any) -> Any:
     """A task that runs on this node or not at all."""
-    where = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    where = NodeAffinitySchedulingStrategy(node_id, soft=False)
     return task.options(scheduling_strategy=where)
 
 
 def _is_good(answer: ray.ObjectRef[Any]) -> bool:
     try:
-        ray.get(answer)
+        ray.get(answer, timeout=0)
     except ray.exceptions.RayError:
         return False
     return True
@@ -71,7 +76,7 @@ def check_visibility(files: list[str]) -> None:
     """
     probe = ray.remote(num_cpus=0)(_missing_files)
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    answers = [on_node(node, probe).remote(files) for node in nodes]
+    answers = [on_node(node["NodeID"], probe).remote(files) for node in nodes]
     problems = [
         f"host {node['NodeManagerHostname']} does not see {missing.rpartition('/')[0]}"
         for node, missing_files in zip(nodes, ray.get(answers), strict=True)

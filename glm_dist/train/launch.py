@@ -12,20 +12,28 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import ray.train
 import torch
-from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.data import DataIterator
+from ray.train.torch import TorchConfig
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import (
+    PlacementGroupCleanerCallback,
+)
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 
 from glm_dist.config import output_path
 from glm_dist.data.order import Range, RowSchedule
-from glm_dist.data.pipeline import RowDataConfig, RowPlan, RowSource, build_order
+from glm_dist.data.pipeline import RowPlan, RowSource, build_order, end_streams
 from glm_dist.data.rows import Rows
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine.device import kept_memory
@@ -167,23 +175,22 @@ class RayWorkers:
     def run(self, attempt: Attempt) -> Failure | None:
         """Train until all ranks have returned or one has failed."""
         use_gpu = self._use_gpu(attempt.world_size)
-        trainer = TorchTrainer(
+        streams = self._plan(attempt).streams()
+        trainer = _Trainer(
             _train_worker,
-            train_loop_config={"job": self._job},
+            train_loop_config={"job": self._job, "streams": streams},
             scaling_config=self._scaling(attempt.world_size, use_gpu),
             torch_config=TorchConfig(
                 backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
                 timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
             ),
-            run_config=RunConfig(  # type: ignore[call-arg]  # names of Train V1 shadow V2's
+            run_config=RunConfig(
                 name=f"launch-{time.time_ns()}",
                 storage_path=str(Path(self._job.run_folder) / "ray_train"),
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),  # type: ignore[call-arg]
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-                worker_runtime_env={"env_vars": {} if use_gpu else kept_memory()},  # type: ignore[call-arg]
+                worker_runtime_env={"env_vars": {} if use_gpu else kept_memory()},
             ),
-            datasets={"train": _no_dataset},  # type: ignore[dict-item]
-            dataset_config=RowDataConfig(self._plan(attempt)),
         )
         self._watch.begin(attempt)
         failure = None
@@ -195,6 +202,7 @@ class RayWorkers:
             failure = Failure(f"the Ray Train controller is gone ({type(error).__name__})")
         finally:
             hang = self._watch.end()
+            end_streams(streams)
             _free_reservations()
         return failure and (hang or failure)
 
@@ -222,6 +230,20 @@ class RayWorkers:
             use_gpu=use_gpu,
             resources_per_worker={**cpus, **({"GPU": 1} if use_gpu else {})},
         )
+
+
+class _Trainer(TorchTrainer):
+    """Without two processes that Ray Train starts each time and nobody here would ask.
+
+    One would deal datasets, and the ranks bring their streams along (`RowPlan.streams`); the other
+    frees what a dead controller had reserved, as `_free_reservations` does, by asking a dashboard
+    that a Ray started by a job has not got.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
+        callbacks = super()._create_default_callbacks()
+        return [one for one in callbacks if not isinstance(one, unused)]
 
 
 class _Watch:
@@ -299,7 +321,7 @@ class _Watch:
 
 def _send(sign: Sign, number: signal.Signals) -> None:
     """Bring a signal to a rank's process, wherever it runs; a machine that is gone hears none."""
-    kill = on_node({"NodeID": sign.node}, ray.remote(num_cpus=0, max_retries=0)(_kill))
+    kill = on_node(sign.node, ray.remote(num_cpus=0, max_retries=0)(_kill))
     with contextlib.suppress(ray.exceptions.RayError):
         ray.get(kill.remote(sign.pid, number), timeout=ANSWER_SECONDS)
 
@@ -309,15 +331,8 @@ def _kill(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _no_dataset() -> None:
-    """A stand-in: the dataset is built in `RowDataConfig.configure`, which knows the world size."""
-
-
 def _free_reservations() -> None:
-    """Give back what a controller that died had reserved for its workers; this job's alone.
-
-    Ray Train's own cleaner asks the dashboard for it, which a Ray started here does without.
-    """
+    """Give back what a controller that died had reserved for its workers; this job's alone."""
     own_job = ray.get_runtime_context().get_job_id()
     for name, group in ray.util.placement_group_table().items():
         if name.endswith(own_job) and group["state"] != "REMOVED":
@@ -370,24 +385,25 @@ def _is_collateral(error: BaseException) -> bool:
 class RayBoundary:
     """The loop's boundary under Ray Train."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, streams: Sequence[DataIterator]) -> None:
         context = ray.train.get_context()
         self.rank = context.get_world_rank()
         self.world_size = context.get_world_size()
         self.node = ray.get_runtime_context().get_node_id()
-        self._micro_batch_size = job.settings.batch.micro_batch_size
         self._stop_file = Path(job.run_folder) / STOP_NAME
-        self._shard = ray.train.get_dataset_shard("train")
-
-    def batches(self) -> Iterator[Rows]:
-        """This rank's micro-batches, built ahead by row tasks."""
-        return iter(
-            self._shard.iter_batches(
-                batch_size=self._micro_batch_size,
+        self._batches = iter(
+            streams[self.rank].iter_batches(
+                batch_size=job.settings.batch.micro_batch_size,
                 batch_format="numpy",
                 prefetch_batches=PREFETCH_MICRO_BATCHES,
             )
         )
+        self._first = ThreadPoolExecutor(1).submit(lambda: list(islice(self._batches, 1)))
+
+    def batches(self) -> Iterator[Rows]:
+        """This rank's micro-batches, built ahead by row tasks; the first ones from now on."""
+        yield from self._first.result()
+        yield from self._batches
 
     def report(self, metrics: dict[str, Any]) -> None:
         """Metrics only: our catalogue alone knows checkpoints."""
@@ -401,7 +417,7 @@ class RayBoundary:
 def _train_worker(config: dict[str, Any]) -> None:
     job: Job = config["job"]
     torch.set_num_threads(max(1, math.floor(job.settings.workers.cpus_per_worker)))
-    boundary = RayBoundary(job)
+    boundary = RayBoundary(job, config["streams"])
     attempt = read_attempts(Path(job.run_folder))[-1]
     ending = run_rank(job, boundary, attempt)
     boundary.report({"step": ending.step})
