@@ -101,8 +101,13 @@ class Answered:
         return sum(map(len, self.answers))
 
     @property
+    def unit(self) -> str:
+        """Of the time that counts: the clock's on CUDA, else the processor's."""
+        return "second" if self.on_cuda else "CPU-second"
+
+    @property
     def speed(self) -> float:
-        """Tokens a second of the time that counts: of the clock on CUDA, else of the processor."""
+        """Tokens a unit."""
         return self.num_tokens / (self.seconds if self.on_cuda else self.cpu_seconds)
 
 

@@ -35,6 +35,7 @@ def collect(
         "vs_transformers_best_by": [
             dict(zip(("load", "dtype", "slots", "ratio"), row, strict=True)) for row in ratios
         ],
+        "unit": next(iter(turns.values()))[0].unit,
         "cells": cells,
         "errors": errors,
         "parameters": settings.model.num_parameters,
@@ -44,8 +45,8 @@ def collect(
 
 
 def best_ratios(cells: Iterable[Cell]) -> list[tuple[str, str, int, float]]:
-    """Load, precision, slots, and ours against the fastest peer, tokens a CPU-second."""
-    speeds = {(c["load"], c["dtype"], c["slots"], c["kind"]): c["per_cpu_second"] for c in cells}
+    """Load, precision, slots, and ours against the fastest peer, tokens a unit of time."""
+    speeds = {(c["load"], c["dtype"], c["slots"], c["kind"]): c["speed"] for c in cells}
     found = []
     for *place, kind in speeds:
         peers = [speeds[*place, peer] for peer in PEERS if (*place, peer) in speeds]
@@ -61,9 +62,9 @@ def _cell(entry: Entry, found: Sequence[Answered], reference: list[list[int]]) -
         "dtype": entry.dtype,
         "slots": entry.slots,
         "kind": entry.kind,
-        "per_cpu_second": median(turn.num_tokens / turn.cpu_seconds for turn in found),
+        "speed": median(turn.speed for turn in found),
         "per_second": median(turn.num_tokens / turn.seconds for turn in found),
-        "turns_per_cpu_second": [turn.num_tokens / turn.cpu_seconds for turn in found],
+        "turns": [turn.speed for turn in found],
         "num_tokens": found[0].num_tokens,
         "num_answers": len(answers),
         "num_equal": sum(a == b for a, b in zip(answers, reference, strict=True)),
@@ -84,7 +85,7 @@ def _variants(cells: Iterable[Cell], kind: str) -> list[tuple[str, float]]:
     return [
         (
             c["dtype"],
-            c["per_cpu_second"] / ours[c["load"], c["dtype"], c["slots"]]["per_cpu_second"],
+            c["speed"] / ours[c["load"], c["dtype"], c["slots"]]["speed"],
         )
         for c in cells
         if c["kind"] == kind
@@ -108,18 +109,19 @@ def describe(figures: dict[str, Any]) -> str:
         "`glm_dist.inference`; *generate* is transformers, one by one or in static batches padded "
         "on the left, where answers of equal length were put together, which no server could know; "
         "*continuous batching* is transformers' own. Each measured in a fresh process by turns; "
-        "tokens that were asked for, a second of the process's CPU time; median. Only ratios mean "
+        f"tokens that were asked for, a {figures['unit']} of the process; median. Only ratios mean "
         f"anything elsewhere.\n\nGreedy tokens in float32 are {equal} for all requests, in any "
         "number of slots. What it costs that shapes are fixed, so that an answer does not depend "
         f"on its neighbours: {costs}. A prefix model of the same shape, as a share of the causal "
-        f"one's speed: {prefix}.\n{errors}\n{chapters}\n![tokens a CPU-second](serve-tokens.png)\n"
+        f"one's speed: {prefix}.\n{errors}\n{chapters}\n"
+        f"![tokens a {figures['unit']}](serve-tokens.png)\n"
     )
 
 
 def _chapter(figures: dict[str, Any], name: str, load: dict[str, Any]) -> str:
     cells = [cell for cell in figures["cells"] if cell["load"] == name]
     rows = "\n".join(
-        f"| {c['dtype']} | {c['slots']} | {c['kind']} | {c['per_cpu_second']:,.1f} "
+        f"| {c['dtype']} | {c['slots']} | {c['kind']} | {c['speed']:,.1f} "
         f"| {c['per_second']:,.1f} | {c['num_equal']}/{c['num_answers']} |"
         for c in cells
     )
@@ -127,7 +129,7 @@ def _chapter(figures: dict[str, Any], name: str, load: dict[str, Any]) -> str:
         f"## {name.capitalize()} answers\n\n{load['num_requests']} requests of "
         f"{'–'.join(map(str, load['prompt_tokens']))} tokens, answered with "
         f"{'–'.join(map(str, load['answer_tokens']))}.\n\n| precision | slots | | tokens a "
-        "CPU-second | tokens/s | answers equal to generate's in this precision |\n"
+        f"{figures['unit']} | tokens/s | answers equal to generate's in this precision |\n"
         f"|---|---|---|---|---|---|\n{rows}\n"
     )
 
@@ -147,7 +149,7 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     ):
         for kind in (OURS, *PEERS):
             points = sorted(
-                (cell["slots"], cell["per_cpu_second"])
+                (cell["slots"], cell["speed"])
                 for cell in cells
                 if (cell["load"], cell["dtype"], cell["kind"]) == (load, dtype, kind)
             )
@@ -156,6 +158,6 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
         axes.set(title=f"{load} answers, {dtype}", xlabel="answers at a time", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)
-    figure.supylabel("tokens a CPU-second")
+    figure.supylabel(f"tokens a {figures['unit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")

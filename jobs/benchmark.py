@@ -9,9 +9,9 @@ train: tokens/s of the whole distributed path (Ray Data → one DeepSpeed worker
 against a bare torch loop over the same rows and, with --peers, against the Trainer of transformers,
 by turns. --also measures a second model in the same run.
 parts: seconds and peak bytes of the loss and of attention against their plain versions.
-serve: tokens a CPU-second of the engine against transformers' generate, one by one and in static
-batches, and its continuous batching, with the same weights and requests, by turns; then what HTTP
-and Ray add to the engine alone, with and without a front.
+serve: tokens a CPU-second (on CUDA a second) of the engine against transformers' generate, one by
+one and in static batches, and its continuous batching, with the same weights and requests, by
+turns; then what HTTP and Ray add to the engine alone, with and without a front.
 """
 
 import argparse
@@ -195,8 +195,7 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
                 print(f"{label} {errors[entry.kind]}", flush=True)
                 continue
             turns.setdefault(entry, []).append(found)
-            speed = found.num_tokens / found.cpu_seconds
-            print(f"{label} {speed:8,.1f} tokens a CPU-second", flush=True)
+            print(f"{label} {found.speed:8,.1f} tokens a {found.unit}", flush=True)
     print("through HTTP, with and without a front, and the engine alone …", flush=True)
     figures = {
         **collect_serving(settings, turns, errors),

@@ -17,6 +17,7 @@ import yaml
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CHINESE = (ROOT / "README.zh-CN.md").read_text(encoding="utf-8")
 WORDS = "the list returns a number of items when the given value is not in a range".split()
 
 SHORT = [
@@ -38,8 +39,8 @@ NOT_RUN_HERE = {
 }
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+def blocks(language, text=README):
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 COMMANDS = [
@@ -166,8 +167,18 @@ def test_what_is_not_run_here_exists_and_nothing_is_forgotten():
             assert program in NOT_RUN_HERE, f"no test runs or accounts for: {line}"
 
 
-def test_the_files_and_folders_it_links_to_exist():
-    for target in re.findall(r"\]\(([^)#:]+)\)", README):
+def test_the_chinese_one_gives_the_same_commands_and_settings():
+    def without_comments(language, text):
+        lines = "".join(blocks(language, text)).splitlines()
+        return [shlex.split(line, comments=True) for line in lines]
+
+    for language in ("bash", "yaml"):
+        assert without_comments(language, CHINESE) == without_comments(language, README)
+
+
+@pytest.mark.parametrize("text", [README, CHINESE], ids=["English", "Chinese"])
+def test_the_files_and_folders_it_links_to_exist(text):
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
         assert (ROOT / target).exists(), target
 
 

@@ -54,7 +54,7 @@ def test_the_quick_size_measures_all_and_writes_page_figures_and_picture(
     assert figures["http_throughput_share"] > 0
     assert figures["online"]["paths"].keys() == {"engine", "front off", "front on"}
     assert figures["vs_transformers_best"].keys() == {"1", "4"}
-    assert all(cell["per_cpu_second"] > 0 for cell in figures["cells"])
+    assert all(cell["speed"] > 0 for cell in figures["cells"])
     page = (tmp_path / "docs/serve.md").read_text()
     assert "tokens a CPU-second" in page
     assert "Through HTTP and Ray" in page
