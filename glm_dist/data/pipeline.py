@@ -27,9 +27,10 @@ from glm_dist.objective import ObjectiveSettings
 
 logger = logging.getLogger(__name__)
 
-BLOCK_BYTES = (
-    2 << 20
-)  # 1 to 8 MiB keeps latency and overhead low (blocks/s is what limits, not bytes)
+BLOCK_BYTES = 2 << 20
+"""1 to 8 MiB keeps latency and overhead low (blocks/s is what limits, not bytes)."""
+BLOCK_ROWS = 256
+"""A run waits for its first block; short rows would be many."""
 BYTES_PER_TOKEN = 26
 
 
@@ -128,10 +129,10 @@ class RowPlan:
 
     @property
     def steps_per_block(self) -> int:
-        """Steps in a block: enough for BLOCK_BYTES, one at least."""
+        """Steps in a block: enough for BLOCK_BYTES or BLOCK_ROWS, one at least."""
         row_bytes = self.source.rows.sequence_length * BYTES_PER_TOKEN
-        steps = BLOCK_BYTES // (row_bytes * self.schedule.rows_per_rank)
-        return max(1, min(self.num_steps, steps))
+        rows = min(BLOCK_BYTES // row_bytes, BLOCK_ROWS)
+        return max(1, min(self.num_steps, rows // self.schedule.rows_per_rank))
 
     @property
     def num_blocks(self) -> int:

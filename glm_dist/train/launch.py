@@ -14,21 +14,21 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import ray
 import ray.train
+import ray.train.torch
 import torch
+import torch.distributed as dist
 from ray.data import DataIterator
-from ray.train.torch import TorchConfig
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
-from ray.train.v2._internal.callbacks.placement_group_callback import (
-    PlacementGroupCleanerCallback,
-)
+from ray.train._internal.utils import get_address_and_port
+from ray.train.collective import broadcast_from_rank_zero
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
-from ray.train.v2.torch.torch_trainer import TorchTrainer
 from ray.util.placement_group import PlacementGroup
 
 from glm_dist.config import output_path
@@ -63,6 +63,7 @@ from glm_dist.train.supervise import (
     keep_claim,
     supervise,
 )
+from glm_dist.train.trainer import RankTrainer
 from glm_dist.train.worker import SIGNS_FOLDER, Job, run_rank
 
 logger = logging.getLogger(__name__)
@@ -176,15 +177,10 @@ class RayWorkers:
         """Train until all ranks have returned or one has failed."""
         use_gpu = self._use_gpu(attempt.world_size)
         streams = self._plan(attempt).streams()
-        trainer = _Trainer(
-            _train_worker,
-            train_loop_config={"job": self._job, "streams": streams},
-            scaling_config=self._scaling(attempt.world_size, use_gpu),
-            torch_config=TorchConfig(
-                backend="cpu:gloo,cuda:nccl" if use_gpu else "gloo",
-                timeout_s=COLLECTIVE_TIMEOUT_SECONDS,
-            ),
-            run_config=RunConfig(
+        trainer = RankTrainer(
+            partial(_train_worker, self._job, streams, use_gpu),
+            self._scaling(attempt.world_size, use_gpu),
+            RunConfig(
                 name=f"launch-{time.time_ns()}",
                 storage_path=str(Path(self._job.run_folder) / "ray_train"),
                 failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
@@ -230,20 +226,6 @@ class RayWorkers:
             use_gpu=use_gpu,
             resources_per_worker={**cpus, **({"GPU": 1} if use_gpu else {})},
         )
-
-
-class _Trainer(TorchTrainer):
-    """Without two processes that Ray Train starts each time and nobody here would ask.
-
-    One would deal datasets, and the ranks bring their streams along (`RowPlan.streams`); the other
-    frees what a dead controller had reserved, as `_free_reservations` does, by asking a dashboard
-    that a Ray started by a job has not got.
-    """
-
-    def _create_default_callbacks(self) -> list[Any]:
-        unused = (DatasetsCallback, PlacementGroupCleanerCallback)
-        callbacks = super()._create_default_callbacks()
-        return [one for one in callbacks if not isinstance(one, unused)]
 
 
 class _Watch:
@@ -414,10 +396,25 @@ class RayBoundary:
         return self.rank == 0 and self._stop_file.exists()
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    job: Job = config["job"]
+def _train_worker(job: Job, streams: Sequence[DataIterator], use_gpu: bool) -> None:
     torch.set_num_threads(max(1, math.floor(job.settings.workers.cpus_per_worker)))
-    boundary = RayBoundary(job, config["streams"])
+    boundary = RayBoundary(job, streams)
+    _join_ranks(boundary.rank, boundary.world_size, use_gpu)
     attempt = read_attempts(Path(job.run_folder))[-1]
     ending = run_rank(job, boundary, attempt)
     boundary.report({"step": ending.step})
+    dist.destroy_process_group()
+
+
+def _join_ranks(rank: int, world_size: int, use_gpu: bool) -> None:
+    """Make torch's process group, on the device that Ray gave this rank."""
+    if use_gpu:
+        torch.cuda.set_device(ray.train.torch.get_device())
+    host, port = broadcast_from_rank_zero(get_address_and_port() if rank == 0 else None)
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if use_gpu else "gloo",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=COLLECTIVE_TIMEOUT_SECONDS),
+    )
