@@ -1,11 +1,12 @@
 """What stays of a run for people: curves as a picture, figures as a page and as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from glm_dist.data.shards import TokenDataset
+from glm_dist.engine.adapters import hash_model
 from glm_dist.engine.storage import read_json_lines
 from glm_dist.metrics.publish import publish
 from glm_dist.metrics.sinks import METRICS_FILE, read_metrics
@@ -14,7 +15,7 @@ from glm_dist.train.attempt import read_attempts
 from glm_dist.train.goodput import STEPS, account
 from glm_dist.train.settings import PretrainSettings
 from glm_dist.train.supervise import Journal
-from glm_dist.train.worker import EVENTS_FILE
+from glm_dist.train.worker import EVENTS_FILE, MODEL_FOLDER
 
 CURVE = "loss.png"
 TIME = "time.png"
@@ -53,7 +54,7 @@ def summarise(
     """The run in figures."""
     training = [line for line in lines if "loss" in line]
     spent = account(Journal(run_folder).read(), list(read_json_lines(run_folder / EVENTS_FILE)))
-    final = run_folder / "final.json"
+    final, model = run_folder / "final.json", run_folder / MODEL_FOLDER
     figures = json.loads(final.read_text()) if final.exists() else {}
     return {
         "name": settings.name,
@@ -61,6 +62,8 @@ def summarise(
         "tokens": training[-1]["tokens"] if training else 0,
         "parameters": settings.model.num_parameters,
         "dataset": dataset.fingerprint,
+        "excluded": dataset.manifest.get("report", {}).get("excluded", {}),
+        "weights_sha256": hash_model(model) if model.exists() else None,
         "train_loss": training[-1]["loss"] if training else None,
         "attempts": len(read_attempts(run_folder)),
         "goodput": spent.goodput,
@@ -140,6 +143,8 @@ def _page(settings: PretrainSettings, summary: dict[str, Any]) -> str:
         for name, value in summary.items()
         if name.startswith("dev/") or name == "best_step"
     ]
+    if summary["weights_sha256"]:
+        rows.append(("sha256 of the weights", f"`{summary['weights_sha256']}`"))
     table = "\n".join(f"| {name} | {value} |" for name, value in rows)
     told = (
         "Held-out figures are on text tokens alone, `<eop>` and other special tokens apart; the "
@@ -148,4 +153,16 @@ def _page(settings: PretrainSettings, summary: dict[str, Any]) -> str:
     return (
         f"# Run {settings.name}\n\n| figure | value |\n|---|---|\n{table}\n\n"
         f"{told if 'heldout/loss' in summary else ''}![loss]({CURVE})\n\n![time]({TIME})\n"
+        f"{_excluded(summary['excluded'])}"
+    )
+
+
+def _excluded(counts: Mapping[str, int]) -> str:
+    """Evaluation sets that the training text was cleared of, where it was."""
+    if not counts:
+        return ""
+    rows = "\n".join(f"| `{path}` | {count:,} |" for path, count in counts.items())
+    return (
+        "\nThe training text was cleared of these evaluation sets first.\n\n"
+        f"| set | documents left out that repeat its text |\n|---|---|\n{rows}\n"
     )
