@@ -43,9 +43,16 @@ class Generator:
         self._mask_ids = (special.mask, special.smask, special.gmask)
 
     def generate(
-        self, texts: Sequence[str], settings: GenerationSettings | None = None
+        self,
+        texts: Sequence[str],
+        settings: GenerationSettings | Sequence[GenerationSettings] | None = None,
     ) -> list[Generation]:
         """Fill the `[MASK]`, `[sMASK]` and `[gMASK]` of each text; one without is continued.
+
+        Args:
+            texts: to fill.
+            settings: of all texts, or one for each. With the same seed all texts are drawn with
+                the same noise, and become alike where a model is unsure.
 
         Raises:
             RequestError: when a text or an answer is longer than the model's positions.
@@ -53,15 +60,16 @@ class Generator:
         """
         if not texts:
             return []
-        sampling = (settings or GenerationSettings()).sampling
+        settings = settings or GenerationSettings()
+        of_each = [settings] * len(texts) if isinstance(settings, GenerationSettings) else settings
         prompts = [self.encode(text) for text in texts]
         requests = [
             Request(
                 str(number),
                 prompt.tolist(),
-                [Blank(int(place), sampling) for place in self._places(prompt)],
+                [Blank(int(place), one.sampling) for place in self._places(prompt)],
             )
-            for number, prompt in enumerate(prompts)
+            for number, (prompt, one) in enumerate(zip(prompts, of_each, strict=True))
         ]
         answers = self._answer(requests)
         return [

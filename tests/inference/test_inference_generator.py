@@ -45,6 +45,13 @@ def test_sampling_repeats_under_a_seed_and_differs_under_another(generator):
     assert texts[1] != texts[2]
 
 
+def test_each_text_may_have_settings_of_its_own(generator):
+    each = [GenerationSettings(temperature=1.5, seed=seed) for seed in range(len(TEXTS))]
+    together = generator.generate(TEXTS, each)
+    for text, settings, generation in zip(TEXTS, each, together, strict=True):
+        assert generator.generate([text], settings) == [generation]
+
+
 def test_top_k_of_one_is_greedy(generator):
     greedy = generator.generate(TEXTS, GenerationSettings())
     assert generator.generate(TEXTS, GenerationSettings(temperature=2.0, top_k=1)) == greedy
