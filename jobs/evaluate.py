@@ -55,6 +55,7 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
             f"model: {folder} carries no task; give a model that jobs/finetune.py has tuned"
         )
     examples = read_examples(data_of(task.settings, settings), "test", settings.seed)
+    examples = task.relate(task.settings, examples)
     check_examples(task, {"test": examples})
     answers = Answerer(model, tokenizer, task).answer(examples)
     output = folder / "evaluation" if settings.output is None else output_path(settings.output)

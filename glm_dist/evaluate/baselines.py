@@ -7,7 +7,7 @@ sentences), keeps the one with the best dev score, and is asked about the test s
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,8 @@ from glm_dist.tasks import Answer, Task
 from glm_dist.tasks.baselines.extractive import lead, overlap_answer
 from glm_dist.tasks.baselines.lstm import LstmClassifier, LstmSettings, LstmTagger
 from glm_dist.tasks.baselines.majority import MajorityClassifier, MajorityTagger
-from glm_dist.tasks.baselines.tfidf import TfidfClassifier, TfidfSettings
+from glm_dist.tasks.baselines.tfidf import TfidfClassifier, TfidfRanker, TfidfSettings
+from glm_dist.tasks.dialogue import read_turns
 from glm_dist.tasks.examples import Example
 
 LONGEST_LEAD = 4
@@ -27,6 +28,14 @@ Predict = Callable[[Sequence[Example]], list[Answer]]
 Candidate = tuple[str, Predict]
 """What was tried, in a few words, and how it answers."""
 Tell = Callable[[str], None]
+
+
+class Chosen(NamedTuple):
+    """The candidate of an arm that is asked about the test split."""
+
+    name: str
+    predict: Predict
+    dev_score: float
 
 
 class BaselineSettings(Settings):
@@ -72,24 +81,35 @@ def answer_by(
     settings: BaselineSettings,
     tell: Tell = lambda line: None,
 ) -> tuple[str, list[Answer]]:
-    """What an arm chose on dev, and its answers to the test split (without one, to dev).
+    """What an arm chose on dev, and its answers to the test split (without one, to dev)."""
+    chosen = choose(arm, task, splits, settings, tell)
+    return chosen.name, chosen.predict(splits["test"] or splits["validation"])
+
+
+def choose(
+    arm: Arm,
+    task: Task[Any],
+    splits: Mapping[str, Sequence[Example]],
+    settings: BaselineSettings,
+    tell: Tell = lambda line: None,
+) -> Chosen:
+    """The candidate of an arm with the best dev score, of equals the first.
 
     Args:
         arm: one of `arms_of`.
         task: with its labels; it needs no tokenizer.
-        splits: examples under train, validation and test.
+        splits: examples under train and validation.
         settings: what is tried.
         tell: called with a line for each candidate.
     """
-    dev, best = splits["validation"], float("-inf")
-    chosen: Candidate | None = None
+    dev, best = splits["validation"], None
     for name, predict in arm(task, splits["train"], settings):
         score = score_answers(task, dev, predict(dev))[0]
         tell(f"{name}: dev {score.name} {score.value:.1f}")
-        if score.value > best:
-            chosen, best = (name, predict), score.value
-    assert chosen is not None, "an arm has a candidate at least"
-    return chosen[0], chosen[1](splits["test"] or dev)
+        if best is None or score.value > best.dev_score:
+            best = Chosen(name, predict, score.value)
+    assert best is not None, "an arm has a candidate at least"
+    return best
 
 
 def _majority_label(
@@ -159,12 +179,32 @@ def _copy(
     yield "the source as it is", lambda examples: [Answer(_source(one)) for one in examples]
 
 
+def _candidates_as_they_stand(
+    task: Task[Any], train: Sequence[Example], settings: BaselineSettings
+) -> Iterator[Candidate]:
+    yield (
+        "candidates in the order that they have",
+        lambda examples: [Answer(list(one.fields["candidates"])) for one in examples],
+    )
+
+
+def _tfidf_reply(
+    task: Task[Any], train: Sequence[Example], settings: BaselineSettings
+) -> Iterator[Candidate]:
+    texts = [turn.text for one in train for turn in read_turns(one.fields["messages"])]
+    ranker = TfidfRanker(texts, settings.tfidf)
+    for count in (1, 3, 0):
+        name = f"the last {count} turns" if count else "all turns"
+        yield f"cosine with {name}", partial(_nearest, task, ranker, count)
+
+
 ARMS: dict[str, dict[str, Arm]] = {
     "classification": {"majority": _majority_label, "tfidf": _tfidf, "lstm": _lstm_label},
     "labelling": {"majority": _majority_tag, "lstm": _lstm_tag},
     "summarisation": {"lead": _lead},
     "question_answering": {"overlap": _overlap},
     "translation": {"copy": _copy},
+    "reply_choice": {"majority": _candidates_as_they_stand, "tfidf": _tfidf_reply},
 }
 """Kind of task: its arms by name."""
 
@@ -208,6 +248,19 @@ def _tag(model: MajorityTagger | LstmTagger, examples: Sequence[Example]) -> lis
 
 def _first_sentences(count: int, examples: Sequence[Example]) -> list[Answer]:
     return [Answer(lead(_source(one), count)) for one in examples]
+
+
+def _nearest(
+    task: Any, ranker: TfidfRanker, num_turns: int, examples: Sequence[Example]
+) -> list[Answer]:
+    """Candidates by how much they have in common with the last turns before them."""
+    found = []
+    for one in examples:
+        candidates = one.fields["candidates"]
+        context = "\n".join(turn.text for turn in task.before(one)[-num_turns:])
+        order = np.argsort(-ranker.scores(context, candidates), kind="stable")
+        found.append(Answer([candidates[number] for number in order]))
+    return found
 
 
 def _labelled(task: Task[Any], examples: Sequence[Example]) -> tuple[list[str], list[str]]:

@@ -21,6 +21,7 @@ from glm_dist.evaluate.scores import (
     entity_f1,
     exact_match,
     macro_f1,
+    recall_at,
     rouge,
     span_f1,
 )
@@ -73,6 +74,9 @@ def score_answers(
         values = [blank for blanks in values for blank in blanks]
     if scoring in ("answer", "blanks"):
         return [exact_match(golds, values, language), answer_f1(golds, values, language)]
+    if scoring == "ranking":
+        ranks = [one.index(gold) + 1 for gold, one in zip(golds, values, strict=True)]
+        return [recall_at(k, ranks) for k in (1, 2, 5)]
     if scoring == "edits":
         return [span_f1(golds, values)]
     return [rouge(golds, values, "rougeL"), bleu(golds, values, language)]
@@ -155,6 +159,16 @@ def write_predictions(
             line["probabilities"] = dict(zip(task.labels, answer.probabilities, strict=True))
         lines.append(json.dumps(line, ensure_ascii=False))
     _write(path, "\n".join([*lines, ""]))
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """What `write_answers` wrote down, in the order of the examples."""
+    # Texts hold characters that splitlines would cut at.
+    lines = (folder / PREDICTIONS).read_text(encoding="utf-8").rstrip("\n").split("\n")
+    return [
+        Answer(one["prediction"], tuple(one.get("probabilities", {}).values()))
+        for one in map(json.loads, lines)
+    ]
 
 
 def _language(task: Task[Any], examples: Sequence[Example]) -> str:

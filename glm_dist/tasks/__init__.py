@@ -16,6 +16,7 @@ from glm_dist.tasks.dialogue import Dialogue, DialogueSettings
 from glm_dist.tasks.infilling import Infilling, InfillingSettings
 from glm_dist.tasks.labelling import Labelling, LabellingSettings
 from glm_dist.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
+from glm_dist.tasks.reply_choice import ReplyChoice, ReplyChoiceSettings
 from glm_dist.tasks.settings import TaskSettings
 from glm_dist.tasks.summarisation import Summarisation, SummarisationSettings
 from glm_dist.tasks.task import Answer, Binding, Question, Reply, Task, TaskSample
@@ -29,6 +30,7 @@ AnyTask = Annotated[
     | SummarisationSettings
     | QuestionAnsweringSettings
     | DialogueSettings
+    | ReplyChoiceSettings
     | InfillingSettings
     | CorrectionSettings,
     Field(discriminator="kind"),
@@ -42,6 +44,7 @@ TASKS: dict[str, type[Task[Any]]] = {
     "summarisation": Summarisation,
     "question_answering": QuestionAnswering,
     "dialogue": Dialogue,
+    "reply_choice": ReplyChoice,
     "infilling": Infilling,
     "correction": Correction,
 }

@@ -5,7 +5,7 @@ so that nothing an answer is learnt from differs from what it will be asked with
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 from pydantic import Field
@@ -42,26 +42,23 @@ class Turn(NamedTuple):
     text: str
 
 
-class DialogueSettings(TaskSettings):
+class TurnsSettings(TaskSettings):
     """Lists of messages, in OpenAI's or ShareGPT's form."""
 
     fields: ClassVar[tuple[str, ...]] = ("messages",)
     optional_fields: ClassVar[tuple[str, ...]] = ("system",)
 
-    kind: Literal["dialogue"] = "dialogue"
     system: str = ""
     """Said before every dialogue that has no system message of its own."""
     max_answer_share: float = Field(0.5, gt=0, lt=1)
     """Share of a row's tokens that an answer may take in training; longer ones lose their end."""
-    decoding: DecodingSettings = DecodingSettings()
-    postprocess: PostprocessSettings = PostprocessSettings()
 
 
-class Dialogue(Task[DialogueSettings]):
-    """The assistant's next turn."""
+S = TypeVar("S", bound=TurnsSettings)
 
-    Settings = DialogueSettings
-    scoring = "text"
+
+class Turns(Task[S], Generic[S]):
+    """What the assistant says next, learnt at each of its turns."""
 
     def problems(self, example: Example, *, is_labelled: bool = True) -> list[str]:
         """Messages that are none, roles that nobody knows, nothing that an assistant says."""
@@ -76,12 +73,41 @@ class Dialogue(Task[DialogueSettings]):
 
     def training_samples(self, example: Example) -> list[TaskSample]:
         """One sample for each answer of the assistant."""
-        turns = self._turns(example)
+        turns = self.turns(example)
         return [
             self._sample(turns[:number], turn.text)
             for number, turn in enumerate(turns)
             if turn.role == "assistant" and number
         ]
+
+    def turns(self, example: Example) -> list[Turn]:
+        """The messages, with what is said before all of them."""
+        turns = read_turns(example.fields["messages"])
+        system = example.text("system") or self.settings.system
+        if system and turns[0].role != "system":
+            turns.insert(0, Turn("system", system))
+        return turns
+
+    def _sample(self, before: Sequence[Turn], text: str) -> TaskSample:
+        limit = self.binding.max_tokens
+        answer = self.tokenizer.encode(text)[: int(limit * self.settings.max_answer_share) - 1]
+        prompt = chat_prompt(before, self.tokenizer, limit - len(answer) - 1)
+        return TaskSample(supervised_sample(prompt, answer, self.binding.infill))
+
+
+class DialogueSettings(TurnsSettings):
+    """Dialogues whose next turn is generated."""
+
+    kind: Literal["dialogue"] = "dialogue"
+    decoding: DecodingSettings = DecodingSettings()
+    postprocess: PostprocessSettings = PostprocessSettings()
+
+
+class Dialogue(Turns[DialogueSettings]):
+    """The assistant's next turn."""
+
+    Settings = DialogueSettings
+    scoring = "text"
 
     def questions(self, example: Example) -> list[Question]:
         """What comes behind the turns; of a finished dialogue the assistant's last turn."""
@@ -98,29 +124,16 @@ class Dialogue(Task[DialogueSettings]):
 
     def gold(self, example: Example) -> list[str]:
         """The assistant's last turn."""
-        return [turn.text for turn in self._turns(example) if turn.role == "assistant"][-1:]
+        return [turn.text for turn in self.turns(example) if turn.role == "assistant"][-1:]
 
     def shown(self, example: Example) -> str:
         """The turns before the answer."""
         return "\n".join(f"{turn.role}: {turn.text}" for turn in self._open_turns(example))
 
     def _open_turns(self, example: Example) -> list[Turn]:
-        turns = self._turns(example)
+        turns = self.turns(example)
         last = max((n for n, turn in enumerate(turns) if turn.role == "assistant"), default=0)
         return turns[:last] if last and last == len(turns) - 1 else turns
-
-    def _turns(self, example: Example) -> list[Turn]:
-        turns = read_turns(example.fields["messages"])
-        system = example.text("system") or self.settings.system
-        if system and turns[0].role != "system":
-            turns.insert(0, Turn("system", system))
-        return turns
-
-    def _sample(self, before: Sequence[Turn], text: str) -> TaskSample:
-        limit = self.binding.max_tokens
-        answer = self.tokenizer.encode(text)[: int(limit * self.settings.max_answer_share) - 1]
-        prompt = chat_prompt(before, self.tokenizer, limit - len(answer) - 1)
-        return TaskSample(supervised_sample(prompt, answer, self.binding.infill))
 
 
 def read_turns(messages: Any) -> list[Turn]:

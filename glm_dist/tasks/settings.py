@@ -43,7 +43,7 @@ class TaskSettings(Settings):
 
     kind: str
     """classification, labelling, question_answering, translation, summarisation, dialogue,
-    infilling or correction."""
+    reply_choice, infilling or correction."""
     train: Files | None = None
     """File, folder or glob of the examples to learn from; environment variables are filled in.
     Aligned files of lines are given by field: {source: a.en, target: a.de}."""

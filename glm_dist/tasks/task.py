@@ -86,7 +86,8 @@ class Task(ABC, Generic[S]):
 
     Settings: ClassVar[type[TaskSettings]]
     scoring: ClassVar[str]
-    """Which scores its answers get: labels, entities, translation, summary, answer, text."""
+    """Which scores its answers get: labels, tags, translation, summary, answer, blanks,
+    edits, ranking or text."""
 
     def __init__(self, settings: S, binding: Binding | None = None) -> None:
         self.settings, self._binding = settings, binding
@@ -110,6 +111,11 @@ class Task(ABC, Generic[S]):
     @classmethod
     def choose(cls, settings: S, examples: Sequence[Example], seed: int) -> list[Example]:
         """Those to learn from, or to choose a model by; by default all."""
+        return list(examples)
+
+    @classmethod
+    def relate(cls, settings: S, examples: Sequence[Example]) -> list[Example]:
+        """The examples of a split with what they get from one another; by default nothing."""
         return list(examples)
 
     @property

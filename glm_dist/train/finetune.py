@@ -96,8 +96,10 @@ def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
         train, test = cut(train, task.test_share, field, "test", FIXED_SEED)
     if not dev:
         train, dev = cut(train, task.dev_share, field, "dev", seed)
-    train, dev = (TASKS[task.kind].choose(task, examples, seed) for examples in (train, dev))
-    return {"train": train, "validation": dev, "test": test}
+    kind = TASKS[task.kind]
+    train, dev = (kind.choose(task, examples, seed) for examples in (train, dev))
+    splits = {"train": train, "validation": dev, "test": test}
+    return {name: kind.relate(task, examples) for name, examples in splits.items()}
 
 
 def _base_settings(settings: FinetuneSettings) -> ModelSettings:

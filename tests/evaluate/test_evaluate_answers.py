@@ -28,6 +28,7 @@ CASES = {
     "translation": ("translation", {"decoding": {"max_tokens": 6}}),
     "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
     "dialogue": ("dialogue", {"decoding": {"max_tokens": 6}}),
+    "reply_choice": ("reply_choice", {}),
 }
 
 
@@ -60,6 +61,7 @@ def examples_of(kind, count=12):
             "translation": {"source": text, "target": "a dog"},
             "infilling": {"text": text},
             "dialogue": {"messages": [text, "a dog"]},
+            "reply_choice": {"messages": [text, "a dog"], "candidates": ["a dog", "man", text]},
         }
         found.append(Example(fields[kind], f"line {number}"))
     return found
