@@ -8,13 +8,14 @@ BIN := $(VENV)/bin
 LOG := $(VENV)/setup.log
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup demo test slow gpu lint clean
+.PHONY: help setup demo test slow gpu lint results clean
 help:
 	@echo "make demo    set up, then prepare, pretrain on two workers, generate, export and serve: minutes on two cores"
 	@echo "             (KILL=1 kills a worker on the way)"
 	@echo "make test    set up, then the test suite: under 15 minutes on two cores"
 	@echo "make slow    the slow tier: fault runs and large inputs, an hour or more"
 	@echo "make gpu     the tests that need a CUDA device"
+	@echo "make results TASK=en_sst2   a task of jobs/configs/tasks with all its arms, into docs/results"
 	@echo "make lint    ruff, mypy and codespell"
 	@echo "make setup   the virtual environment $(VENV) alone"
 	@echo "make clean   remove $(VENV)"
@@ -36,6 +37,9 @@ gpu: $(VENV)/.done
 
 lint: $(VENV)/.done-dev
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/codespell -L atention
+
+results: $(VENV)/.done
+	@$(BIN)/python jobs/results.py --config jobs/configs/tasks/$(TASK).yaml --docs docs/results
 
 clean:
 	rm -rf $(VENV)

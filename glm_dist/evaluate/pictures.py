@@ -1,11 +1,11 @@
-"""Pictures of scores: confusion and reliability.
+"""Pictures of scores: confusion, reliability, and arms beside each other.
 
 They are SVG with their text as text: whoever shows them has the fonts of the reader's languages,
 which the machine that measured need not have.
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,35 @@ def draw_reliability(path: Path, curves: dict[str, Sequence[ReliabilityBin]], ti
         axes.plot(*zip(*points, strict=True), "o-", label=f"{name}: ECE {error:.1f} %")
     axes.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False)
+    _save(figure, path)
+
+
+def draw_arms(path: Path, tasks: Mapping[str, Mapping[str, Any]], names: Mapping[str, str]) -> None:
+    """The scores of a task's arms in one row, each with its interval.
+
+    Args:
+        path: of the picture.
+        tasks: by name what `results.entry_of` gave.
+        names: arms as readers know them; the first one's row is on top.
+    """
+    figure, axes = _axes("Scores on test, with 95 % intervals", (7.5, 1.5 + 0.9 * len(tasks)))
+    for number, (arm, shown) in enumerate(names.items()):
+        found = [
+            (row - 0.3 + 0.6 * number / max(1, len(names) - 1), task["arms"][arm])
+            for row, task in enumerate(tasks.values())
+            if arm in task["arms"]
+        ]
+        if not found:
+            continue
+        rows, values = [row for row, _ in found], np.array([one["score"] for _, one in found])
+        ends = np.array([one["interval"] for _, one in found]).T
+        around = np.abs(ends - values)
+        axes.errorbar(values, rows, xerr=around, fmt="o", label=shown, markersize=4, capsize=2)
+    axes.set_yticks(range(len(tasks)), list(tasks))
+    axes.set(xlabel="percent", ylim=(max(1, len(tasks)) - 0.5, -0.5))
+    axes.grid(axis="x", alpha=0.3)
+    if axes.containers:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _save(figure, path)
 
 
