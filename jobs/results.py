@@ -34,22 +34,26 @@ def main(settings: ArmSettings, arguments: argparse.Namespace) -> int:
 
     origin, begun = provenance(), time.monotonic()
     arms = Arms(settings, train, show, origin)
+    arms.check(arguments.arms or arms.names)
     print_grid(settings, arms.base_hash)
     try:
-        found = {name: arms.run(name) for name in arguments.arms or arms.names}
+        for name in arguments.arms or arms.names:
+            arms.run(name)
     except StoppedError:
         print("next         the same command again goes on with the arm that it was at")
         return RESUME_ME
-    if arguments.arms:
-        print("next         the same command without --arm makes the table of all of them")
-        return 0
-    entry = entry_of(arms.task, arms.examples, {name: arm.answers for name, arm in found.items()})
+    found = {name: arm for name in arms.names if (arm := arms.kept(name))}
+    not_run = [name for name in arms.names if name not in found]
+    answers = {name: arm.answers for name, arm in found.items()}
+    entry = entry_of(arms.task, arms.examples, answers, not_run)
     for name, arm in found.items():
         entry["arms"][name]["chosen"] = arm.chosen
     grid = settings.grid.model_dump()
     grid |= {"most_epochs": settings.epochs, "lstm_epochs": settings.baselines.lstm.num_epochs}
     entry |= {"base": arms.base_hash, "grid": grid, "told": told(settings, arms.base_hash)}
     print_entry(entry)
+    if not_run:
+        print(f"not run      {', '.join(not_run)}: the same command without --arm runs all")
     docs = Path(arguments.docs) if arguments.docs else output_path("results")
     page = publish_entry(docs, KEYS.get(settings.name, settings.name), entry, origin)
     print(f"table        {page}, after {(time.monotonic() - begun) / 60:.0f} minutes")
@@ -70,18 +74,18 @@ def train(prepared: "Prepared") -> None:
         raise StoppedError
 
 
-def told(settings: ArmSettings, base: str) -> dict[str, str]:
+def told(settings: ArmSettings, base: str | None) -> dict[str, str]:
     """What a reader of the figures needs to know of how they came about."""
     grid = settings.grid
     return {
         "Learning rates": ", ".join(f"{rate:g}" for rate in grid.learning_rates),
         "Epochs": f"up to {settings.epochs:g}, LSTM {settings.baselines.lstm.num_epochs}",
         "Seeds": ", ".join(map(str, grid.seeds)),
-        "Base": f"{settings.init_from}, sha256 {base}",
+        "Base": f"{settings.init_from}, {f'sha256 {base}' if base else 'not made yet'}",
     }
 
 
-def print_grid(settings: ArmSettings, base: str) -> None:
+def print_grid(settings: ArmSettings, base: str | None) -> None:
     """What is chosen from on dev."""
     for name, value in told(settings, base).items():
         print(f"{name.lower():<14} {value}")
@@ -111,7 +115,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         dest="arms",
         action="append",
         metavar="NAME",
-        help="this one alone, where the others run elsewhere; may be given more than once",
+        help="run this one alone; may be given more than once, and needs no base for baselines",
     )
     parser.add_argument(
         "--docs", metavar="FOLDER", help="where the table lies; by default below GLM_DIST_HOME"

@@ -27,7 +27,8 @@ TOLD = (
     "Percent, but for bits per byte, of which fewer are better; mean over seeds, in brackets the "
     "95 % interval of a bootstrap over examples and seeds. The gain is paired on the same "
     "examples, and counts where its interval excludes 0. What is trained picks learning rate and "
-    "epochs on dev; the test part is answered once a seed. Made again by `make results TASK=…`."
+    "epochs on dev; the test part is answered once a seed. A dash: no such arm of this task. Made "
+    "again by `make results TASK=…`."
 )
 ARM_NAMES = {
     OURS: "GLM",
@@ -45,6 +46,7 @@ ARM_NAMES = {
 }
 """Arms as readers know them, in the order of the columns."""
 
+NOT_RUN, NO_ARM = "not run", "–"
 Entry = dict[str, Any]
 """The figures of one task."""
 
@@ -53,13 +55,15 @@ def entry_of(
     task: Task[Any],
     examples: Sequence[Example],
     answers: Mapping[str, Sequence[Sequence[Answer]]],
+    not_run: Sequence[str] = (),
 ) -> Entry:
     """The figures of a task, in percent.
 
     Args:
         task: whose answers they are.
         examples: of the test split.
-        answers: by arm and seed, in the order of the examples; `glm` is there.
+        answers: by arm and seed, in the order of the examples.
+        not_run: arms that the task has and that did not answer yet; their score is None.
     """
     scored = {
         name: [score_answers(task, examples, one) for one in by_seed]
@@ -67,18 +71,19 @@ def entry_of(
     }
     first = {name: [scores[0] for scores in by_seed] for name, by_seed in scored.items()}
     arms = {name: _arm(by_seed) for name, by_seed in scored.items()}
+    ours = arms.get(OURS, {"score": None, "interval": None})
+    others = {name: theirs for name, theirs in first.items() if name != OURS}
+    gains = {name: gain(first[OURS], one) for name, one in others.items() if OURS in first}
     return {
-        "metric": first[OURS][0].name,
+        "metric": next(iter(first.values()))[0].name,
         "examples": len(examples),
-        "score": arms[OURS]["score"],
-        "interval": arms[OURS]["interval"],
-        **{name: arm["score"] for name, arm in arms.items() if name != OURS},
-        "gains": {
-            name: _as_plain(gain(first[OURS], theirs))
-            for name, theirs in first.items()
-            if name != OURS
-        },
+        "score": ours["score"],
+        "interval": ours["interval"],
+        **{name: arms[name]["score"] for name in others},
+        **dict.fromkeys((name for name in not_run if name != OURS), None),
+        "gains": {name: _as_plain(one) for name, one in gains.items()},
         "arms": arms,
+        "not_run": list(not_run),
     }
 
 
@@ -98,7 +103,8 @@ def publish_entry(docs: Path, name: str, entry: Entry, origin: Mapping[str, Any]
 
 def page_of(entries: Mapping[str, Entry]) -> str:
     """The page of all tasks, in Markdown."""
-    names = [name for name in ARM_NAMES if any(name in one["arms"] for one in entries.values())]
+    known = {name for one in entries.values() for name in [*one["arms"], *_not_run(one)]}
+    names = [name for name in ARM_NAMES if name in known]
     gained = "gain over random weights"
     head = ["task", "score", "test examples", *(ARM_NAMES[name] for name in names), gained]
     rows = [
@@ -106,8 +112,8 @@ def page_of(entries: Mapping[str, Entry]) -> str:
             task,
             one["metric"],
             f"{one['examples']:,}",
-            *(_with_interval(one["arms"].get(name), _form(one)) for name in names),
-            _with_interval(one["gains"].get(SCRATCH), "+.1f"),
+            *(_with_interval(one["arms"].get(name), _form(one), _why(one, name)) for name in names),
+            _with_interval(one["gains"].get(SCRATCH), "+.1f", _why(one, SCRATCH, OURS)),
         ]
         for task, one in entries.items()
     ]
@@ -160,9 +166,18 @@ def _form(one: Entry) -> str:
     return ".2f" if one["metric"] == BITS else ".1f"
 
 
-def _with_interval(found: Entry | None, form: str) -> str:
+def _not_run(one: Entry) -> list[str]:
+    return list(one.get("not_run", ()))
+
+
+def _why(one: Entry, *arms: str) -> str:
+    """What stands where a figure that needs these arms is missing."""
+    return NOT_RUN if set(arms).intersection(_not_run(one)) else NO_ARM
+
+
+def _with_interval(found: Entry | None, form: str, missing: str) -> str:
     if found is None or found["score"] is None:
-        return ""
+        return missing
     low, high = found["interval"]
     return f"{found['score']:{form}} ({low:{form}} to {high:{form}})"
 

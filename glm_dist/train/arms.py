@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from pydantic import Field
 
 from glm_dist.config import Settings, output_path
 from glm_dist.engine.adapters import hash_model
-from glm_dist.engine.export import model_folder, read_model_config
+from glm_dist.engine.export import CONFIG, model_folder, read_model_config
 from glm_dist.errors import ConfigError
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.baselines import ARMS, BaselineSettings, Tell, arms_of, choose
@@ -33,7 +33,9 @@ from glm_dist.train.finetune import Prepared, prepare_finetuning, read_splits
 from glm_dist.train.finetune_settings import FinetuneSettings
 
 OURS, SCRATCH, LSTM, LAST_TURN = "glm", "scratch", "lstm", "last_turn"
-TRAINED = (OURS, SCRATCH, LSTM, LAST_TURN)
+OF_BASE = (OURS, SCRATCH, LAST_TURN)
+"""Arms that need a base, be it for its shape and tokenizer alone."""
+TRAINED = (*OF_BASE, LSTM)
 """Arms with a learning rate and seeds; the others are the same every time."""
 UNIMPORTANT = {"name", "run_folder", "workers", "sinks", "seed", "grid", "baselines", "init_from"}
 """Settings that an arm's answers do not depend on, or not by themselves."""
@@ -95,7 +97,6 @@ class Arms:
     Raises:
         DataError: for what is wrong with the examples.
         ConfigError: when there is nothing to compare them on.
-        ModelError: when there is no base.
     """
 
     def __init__(
@@ -107,7 +108,6 @@ class Arms:
     ) -> None:
         self._settings, self._train, self._tell, self._origin = settings, train, tell, origin
         self._base = model_folder(output_path(settings.init_from))
-        self.base_hash = hash_model(self._base)
         splits, kind = read_splits(settings), settings.task.kind
         self.examples = splits["test"]
         if not self.examples:
@@ -119,26 +119,59 @@ class Arms:
         if kind == "reply_choice":
             self.names.append(LAST_TURN)
 
+    @cached_property
+    def base_hash(self) -> str | None:
+        """sha256 over the weights of the base; None where there is no base yet."""
+        return hash_model(self._base) if (self._base / CONFIG).exists() else None
+
+    def check(self, names: Sequence[str]) -> None:
+        """Refuse what cannot run.
+
+        Raises:
+            ConfigError: when the task has no such arm.
+            ModelError: when an arm needs a base, and there is none.
+        """
+        for name in names:
+            if name not in self.names:
+                known = ", ".join(self.names)
+                raise ConfigError(f"arm {name}: there is none; this task has {known}")
+        if set(names).intersection(OF_BASE):
+            read_model_config(self._base)
+
     def run(self, name: str) -> Arm:
         """An arm's answers: those that are there, else by training and choosing.
 
         Raises:
             ConfigError: when the task has no such arm.
+            ModelError: when it needs a base, and there is none.
         """
-        if name not in self.names:
-            raise ConfigError(f"arm {name}: there is none; this task has {', '.join(self.names)}")
-        seeds = self._settings.grid.seeds if name in TRAINED else self._settings.grid.seeds[:1]
+        self.check([name])
         rates = self._settings.grid.learning_rates if name in TRAINED else [0.0]
-        answers, chosen = list[list[Answer]](), list[str]()
-        for seed in seeds:
-            folder = self._folder(name) / f"seed-{seed}"
+        for seed, folder in self._folders(name).items():
             if not (folder / SCORES).exists():
                 self._answer(name, seed, rates, folder)
-            kept = json.loads((folder / SCORES).read_text(encoding="utf-8"))
-            answers.append(read_answers(folder))
-            chosen.append(kept["chosen"])
-            rates = [kept["learning_rate"]]
-        return Arm(answers, chosen)
+            rates = [_read_kept(folder)["learning_rate"]]
+        arm = self.kept(name)
+        assert arm is not None, "every seed has answered"
+        return arm
+
+    def kept(self, name: str) -> Arm | None:
+        """What an arm has said with all its seeds, now or before; else None."""
+        if name in OF_BASE and self.base_hash is None:
+            return None
+        folders = self._folders(name).values()
+        if not all((folder / SCORES).exists() for folder in folders):
+            return None
+        return Arm(
+            [read_answers(folder) for folder in folders],
+            [_read_kept(folder)["chosen"] for folder in folders],
+        )
+
+    def _folders(self, name: str) -> dict[int, Path]:
+        """By seed, where an arm's answers lie."""
+        seeds = self._settings.grid.seeds if name in TRAINED else self._settings.grid.seeds[:1]
+        folder = self._folder(name)
+        return {seed: folder / f"seed-{seed}" for seed in seeds}
 
     def _answer(self, name: str, seed: int, rates: Sequence[float], folder: Path) -> None:
         """Try the learning rates and keep the answers of the best."""
@@ -211,7 +244,7 @@ class Arms:
         """An arm's own; another one where what its answers depend on is another."""
         told = self._settings.model_dump(mode="json", exclude=UNIMPORTANT)
         parts: list[Any] = [told["task"], self._settings.grid.learning_rates]
-        if name in (OURS, SCRATCH, LAST_TURN):
+        if name in OF_BASE:
             shape = read_model_config(self._base)[0].model_dump(mode="json")
             tokenizer = Tokenizer.load(self._base).sha256
             parts += [told, shape, tokenizer, None if name == SCRATCH else self.base_hash]
@@ -219,6 +252,10 @@ class Arms:
             parts.append(self._settings.baselines.model_dump(mode="json", exclude={"arms"}))
         key = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
         return self._settings.run_path / f"{name}-{key[:8]}"
+
+
+def _read_kept(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / SCORES).read_text(encoding="utf-8")))
 
 
 def _tell_indented(tell: Tell, line: str) -> None:

@@ -62,6 +62,22 @@ def test_an_entry_has_the_mean_over_seeds_and_each_arm_under_its_name(entry):
     assert set(entry["arms"]["glm"]["scores"]) == {"accuracy", "macro F1"}
 
 
+def test_an_arm_that_was_not_run_is_said_to_be_so_and_has_no_figure(
+    task, examples, entry, tmp_path
+):
+    answers = {"majority": [[Answer("good")] * 40], "tfidf": [wrong_at(1)]}
+    part = entry_of(task, examples, answers, ["scratch", "glm"])
+    assert (part["score"], part["interval"], part["scratch"]) == (None, None, None)
+    assert (part["tfidf"], part["gains"]) == (pytest.approx(97.5), {})
+    publish_entry(tmp_path, "en_part", {**part, "told": {}}, ORIGIN)
+    text = publish_entry(tmp_path, "en_whole", {**entry, "told": {}}, ORIGIN).read_text()
+    row = next(line for line in text.splitlines() if line.startswith("| en_part |"))
+    assert row.count("not run") == 3
+    row = next(line for line in text.splitlines() if line.startswith("| en_whole |"))
+    assert row.count("not run") == 0
+    assert row.count("–") == 1
+
+
 def test_a_gain_is_paired_on_examples_and_drawn_over_seeds(entry):
     ours = [accuracy(GOLDS, [one.value for one in wrong_at(*at)]) for at in ((0, 1), (39,))]
     theirs = [accuracy(GOLDS, [one.value for one in wrong_at(*range(n))]) for n in (8, 4)]

@@ -9,7 +9,7 @@ from train_scenarios import Runner
 from glm_dist.config import load_config
 from glm_dist.engine import save_weights
 from glm_dist.engine.export import CONFIG
-from glm_dist.errors import ConfigError
+from glm_dist.errors import ConfigError, ModelError
 from glm_dist.evaluate.results import entry_of
 from glm_dist.model import ModelSettings, build_model
 from glm_dist.train.arms import Arms, ArmSettings
@@ -118,6 +118,16 @@ def test_what_is_there_is_not_trained_again_unless_it_depends_on_what_has_change
     assert longer.run("lstm").answers == found["lstm"].answers
     with pytest.raises(CutOffError):
         longer.run("glm")
+
+
+def test_baselines_need_no_base_and_what_was_not_run_is_not_kept(home, tmp_path):
+    arms = arms_in(home, tmp_path, Trains(most=0), init_from=str(home / "nothing"))
+    assert arms.kept("majority") is None
+    assert arms.run("majority") == arms.kept("majority")
+    assert arms.base_hash is None
+    assert arms.kept("glm") is None
+    with pytest.raises(ModelError, match="nothing"):
+        arms.check(["majority", "glm"])
 
 
 def test_an_arm_that_is_not_there_is_named(home, whole):
