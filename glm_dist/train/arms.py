@@ -18,8 +18,8 @@ from pydantic import Field
 
 from glm_dist.config import Settings, output_path
 from glm_dist.engine.adapters import hash_model
-from glm_dist.engine.export import CONFIG, model_folder, read_model_config
-from glm_dist.errors import ConfigError
+from glm_dist.engine.export import model_folder, read_model_config
+from glm_dist.errors import ConfigError, ModelError
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.baselines import ARMS, BaselineSettings, Tell, arms_of, choose
 from glm_dist.evaluate.task_report import SCORES, read_answers, write_answers
@@ -122,7 +122,7 @@ class Arms:
     @cached_property
     def base_hash(self) -> str | None:
         """sha256 over the weights of the base; None where there is no base yet."""
-        return hash_model(self._base) if (self._base / CONFIG).exists() else None
+        return hash_model(self._base) if any(self._base.glob("*.safetensors")) else None
 
     def check(self, names: Sequence[str]) -> None:
         """Refuse what cannot run.
@@ -137,6 +137,8 @@ class Arms:
                 raise ConfigError(f"arm {name}: there is none; this task has {known}")
         if set(names).intersection(OF_BASE):
             read_model_config(self._base)
+            if self.base_hash is None:
+                raise ModelError(f"init_from: {self._base} has no weights yet; let its run finish")
 
     def run(self, name: str) -> Arm:
         """An arm's answers: those that are there, else by training and choosing.

@@ -1,6 +1,7 @@
 """All arms of a task in one process: what is chosen, kept, resumed and compared."""
 
 import json
+import shutil
 
 import pytest
 from finetune_scenarios import SMALL, small_tokenizer, write_folder
@@ -128,6 +129,15 @@ def test_baselines_need_no_base_and_what_was_not_run_is_not_kept(home, tmp_path)
     assert arms.kept("glm") is None
     with pytest.raises(ModelError, match="nothing"):
         arms.check(["majority", "glm"])
+
+
+def test_a_base_whose_run_goes_on_is_none_yet(home, tmp_path):
+    (tmp_path / "base").mkdir()
+    shutil.copy(home / "base" / CONFIG, tmp_path / "base")
+    arms = arms_in(home, tmp_path, Trains(most=0), init_from=str(tmp_path / "base"))
+    assert arms.run("majority").answers
+    with pytest.raises(ModelError, match="no weights yet"):
+        arms.check(["scratch"])
 
 
 def test_an_arm_that_is_not_there_is_named(home, whole):
