@@ -6,6 +6,7 @@ from glm_dist.inference.load import check_fits, load_model, open_engine
 from glm_dist.inference.requests import (
     Alternative,
     AnyRequest,
+    BeamSettings,
     Blank,
     Delta,
     Embedding,
@@ -25,6 +26,7 @@ from glm_dist.inference.settings import EngineLimits, GenerationSettings
 __all__ = [
     "Alternative",
     "AnyRequest",
+    "BeamSettings",
     "Blank",
     "Delta",
     "EmbedRequest",

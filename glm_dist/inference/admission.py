@@ -7,7 +7,14 @@ need look at a request with suspicion again.
 from collections.abc import Sequence
 
 from glm_dist.errors import ModelError, RequestError
-from glm_dist.inference.requests import AnyRequest, Blank, EmbedRequest, Request, ScoreRequest
+from glm_dist.inference.requests import (
+    AnyRequest,
+    Blank,
+    EmbedRequest,
+    Request,
+    SamplingSettings,
+    ScoreRequest,
+)
 from glm_dist.inference.settings import EngineLimits
 from glm_dist.model import ModelSettings
 from glm_dist.tokenizer import Tokenizer
@@ -64,7 +71,8 @@ def check_request(
     else:
         _check_blanks(request, settings, masks)
         lengths = [blank.sampling.max_tokens for blank in request.blanks]
-        longest = sum(lengths) if request.is_joint else max(lengths)
+        # A blank that others follow is fed whole, and each begins with a token of its own.
+        longest = sum(lengths) + len(lengths) - 1 if request.is_joint else max(lengths)
     _check_blocks(request, longest, limits)
 
 
@@ -131,25 +139,59 @@ def _check_blanks(request: Request, settings: ModelSettings, masks: tuple[int, .
         raise RequestError(
             f"num_samples is {request.num_samples}; ask for at least one", param="num_samples"
         )
-    for blank in request.blanks:
+    last = len(request.blanks) - 1
+    for number, blank in enumerate(request.blanks):
         _check_place(blank, request.tokens, settings, masks)
-        _check_blank(blank, len(request.tokens), settings)
+        is_followed = request.is_joint and number < last
+        _check_length(
+            request, blank, room(len(request.tokens), blank.place, settings) - is_followed
+        )
+        _check_blank(blank.sampling, settings)
+    _check_beams(request)
 
 
-def _check_blank(blank: Blank, num_prompt_tokens: int, settings: ModelSettings) -> None:
-    sampling = blank.sampling
-    longest = room(num_prompt_tokens, blank.place, settings)
-    if sampling.max_tokens > longest:
+def _check_beams(request: Request) -> None:
+    if request.beams is None:
+        return
+    width, num_samples = request.beams.num_beams, request.num_samples
+    if num_samples > width:
         raise RequestError(
-            f"max_tokens is {sampling.max_tokens}, and behind this prompt of "
-            f"{num_prompt_tokens} tokens there is room for {longest}; ask for fewer",
+            f"num_samples is {num_samples} and num_beams {width}; a search gives no more answers "
+            "than it has beams",
+            param="num_samples",
+        )
+    if num_samples > 1 and request.is_joint and len(request.blanks) > 1:
+        raise RequestError(
+            f"num_samples is {num_samples} and there are {len(request.blanks)} blanks, each of "
+            "which goes on behind the best answer to the one before; ask for one, or fill the "
+            "blanks side by side",
+            param="num_samples",
+        )
+    for blank in request.blanks:
+        for name, is_given in (
+            ("temperature", blank.sampling.temperature > 0),
+            ("stop", bool(blank.sampling.stop)),
+        ):
+            if is_given:
+                raise RequestError(
+                    f"{name} has no meaning in a beam search; leave it out, or sample", param=name
+                )
+
+
+def _check_length(request: Request, blank: Blank, longest: int) -> None:
+    if blank.sampling.max_tokens > longest:
+        raise RequestError(
+            f"max_tokens is {blank.sampling.max_tokens}, and behind this prompt of "
+            f"{len(request.tokens)} tokens there is room for {longest}; ask for fewer",
             param="max_tokens",
             code=TOO_LONG,
         )
+
+
+def _check_blank(sampling: SamplingSettings, settings: ModelSettings) -> None:
     _check_ids(list(sampling.logit_bias), settings, "logit_bias")
     _check_ids(sampling.stop_tokens, settings, "stop_tokens")
-    if sampling.regex is not None or sampling.json_schema is not None:
-        raise RequestError("regex and json_schema are not built yet", param="regex")
+    _check_ids(sampling.allowed_tokens, settings, "allowed_tokens")
 
 
 def _check_options(request: ScoreRequest, settings: ModelSettings) -> None:

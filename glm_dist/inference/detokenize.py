@@ -5,8 +5,10 @@ character spelt in bytes waits for its last one, and text that may turn out to b
 waits until that is decided.
 """
 
+import bisect
 import codecs
 from collections.abc import Sequence
+from functools import cached_property
 
 import numpy as np
 
@@ -41,6 +43,21 @@ class TokenTexts:
     def join(self, tokens: Sequence[int] | np.ndarray) -> str:
         """The text of tokens; what is no UTF-8 becomes U+FFFD."""
         return b"".join(map(self.of, tokens)).decode("utf-8", _REPLACE_BYTES)
+
+    def holding(self, part: bytes) -> list[int]:
+        """Tokens whose text has this in it."""
+        return [token for token, text in enumerate(self._bytes) if part in text]
+
+    def beginning(self, part: bytes) -> list[int]:
+        """Tokens whose text begins with this."""
+        size = len(part)
+        start = bisect.bisect_left(self._sorted, part, key=self._bytes.__getitem__)
+        end = bisect.bisect_right(self._sorted, part, key=lambda token: self._bytes[token][:size])
+        return self._sorted[start:end]
+
+    @cached_property
+    def _sorted(self) -> list[int]:
+        return sorted(range(len(self._bytes)), key=self._bytes.__getitem__)
 
 
 class TextStream:

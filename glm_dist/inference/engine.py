@@ -6,7 +6,7 @@ serves many clients calls it from one thread.
 """
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,9 +16,11 @@ from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.errors import RequestError
 from glm_dist.inference.adapters import Adapters
 from glm_dist.inference.admission import check_adapter, check_is_language_model, check_request
+from glm_dist.inference.beam import Beam, BeamSearch
 from glm_dist.inference.blocks import BlockPool, block_keys
+from glm_dist.inference.constraints import TOO_COMPLEX, Constraints, Matcher
 from glm_dist.inference.detokenize import TokenTexts
-from glm_dist.inference.edits import build_edits
+from glm_dist.inference.edits import build_rule
 from glm_dist.inference.paged import QUERY_TILE
 from glm_dist.inference.requests import (
     AnyRequest,
@@ -27,8 +29,9 @@ from glm_dist.inference.requests import (
     EmbedRequest,
     EngineStats,
     Failure,
-    OptionScore,
     Output,
+    Request,
+    SamplingSettings,
     ScoreRequest,
     Scores,
     Usage,
@@ -36,11 +39,13 @@ from glm_dist.inference.requests import (
 from glm_dist.inference.runner import Runner
 from glm_dist.inference.sampling import Choice, Rule, Sampler, noise_key
 from glm_dist.inference.scheduler import Chunk, Row, Scheduler
-from glm_dist.inference.sequences import EmbeddedPrompt, Generated, Group, Scored
+from glm_dist.inference.sequences import EmbeddedPrompt, Generated, Group, Growing, Scored
 from glm_dist.inference.sequences import Sequence as Answer
 from glm_dist.inference.settings import EngineLimits
+from glm_dist.inference.vocabulary import ending_ids, forbidden_ids
+from glm_dist.inference.work import Work
 from glm_dist.model import GLM
-from glm_dist.tokenizer import JSON_FILE, Tokenizer
+from glm_dist.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -67,23 +72,22 @@ class Engine:
         """Names of the adapters that requests can ask for."""
         self._runner = Runner(model, self.limits, num_blocks, beside)
         self._scheduler = Scheduler(self.limits, self._pool, causal=model.settings.causal)
-        self._ends = _ends(model, tokenizer)
-        self._sampler = Sampler(_forbidden(model, tokenizer, self._ends))
-        self._groups: dict[str, Group] = {}
-        self._answers: dict[str, list[Answer]] = {}
-        self._rules: dict[Answer, tuple[int, Rule]] = {}
-        self._last: dict[str, Group] = {}
+        self._ends = ending_ids(model, tokenizer)
+        self._sampler = Sampler(forbidden_ids(model, tokenizer))
+        self._constraints = Constraints(
+            tokenizer, self.texts, model.settings.padded_vocab_size, sorted(self._ends)
+        )
+        self._work = Work()
         self._arrivals = self._steps = 0
-        self._prompt_tokens = self._cached_tokens = self._generated_tokens = 0
 
     @property
     def has_work(self) -> bool:
         """Whether a step would do anything."""
-        return bool(self._groups)
+        return len(self._work) > 0
 
     def is_in_work(self, request_id: str) -> bool:
         """Whether more outputs of a request may come."""
-        return request_id in self._groups
+        return self._work.find(request_id) is not None
 
     @property
     def stats(self) -> EngineStats:
@@ -93,12 +97,20 @@ class Engine:
             waiting=len(self._scheduler.waiting),
             free_blocks=self._pool.num_available,
             total_blocks=self._pool.num_blocks,
-            prompt_tokens=self._prompt_tokens,
-            cached_tokens=self._cached_tokens,
-            generated_tokens=self._generated_tokens,
+            prompt_tokens=self._work.prompt_tokens,
+            cached_tokens=self._work.cached_tokens,
+            generated_tokens=self._work.generated_tokens,
             preemptions=self._scheduler.num_preemptions,
             steps=self._steps,
         )
+
+    def prepare(self, request: AnyRequest) -> None:
+        """Compile what a request constrains, so that `add` need not; any thread may call this.
+
+        Raises:
+            RequestError: when a constraint is none, or too much work.
+        """
+        self._matchers(request)
 
     def add(self, request: AnyRequest) -> None:
         """Take a request in; its outputs come from the steps that follow.
@@ -106,7 +118,7 @@ class Engine:
         Raises:
             RequestError: when it cannot be answered, or too many wait.
         """
-        if request.id in self._groups:
+        if self.is_in_work(request.id):
             raise RequestError(f"request id {request.id!r} is in work already", param="id")
         if len(self._scheduler.waiting) >= self.limits.max_waiting:
             raise RequestError(
@@ -117,33 +129,30 @@ class Engine:
         check_request(request, self.settings, self.tokenizer, self.limits)
         group = self._open(request)
         answers = list(self._begin(group))
-        group.num_open = len(answers)
-        self._groups[request.id], self._answers[request.id] = group, answers
+        self._work.begin(group, answers)
         for answer in answers:
             self._scheduler.add(answer)
 
     def cancel(self, request_id: str) -> Usage | None:
         """Drop a request and free its blocks at once; None where it is not in work."""
-        group = self._groups.get(request_id)
+        group = self._work.find(request_id)
         if group is None:
             return None
         usage = self.usage(request_id)
-        self._drop(group, self._scheduler.remove)
+        for answer in self._work.drop(group):
+            self._scheduler.remove(answer)
         return usage
 
     def usage(self, request_id: str) -> Usage | None:
         """Tokens of a request in work so far; ask when its last output has come, at the latest."""
-        group = self._groups.get(request_id) or self._last.get(request_id)
-        if group is None:
-            return None
-        return Usage(len(group.tokens), group.cached_tokens or 0, group.generated_tokens)
+        return self._work.usage(request_id)
 
     @torch.inference_mode()
     def step(self) -> list[Output]:
         """One prefill pass and one decoding pass; what they gave."""
         plan = self._scheduler.plan()
         outputs: list[Output] = []
-        self._last = {}
+        self._work.forget_ended()
         if plan.chunks:
             outputs += self._prefill(plan.chunks)
         size = self._runner.max_decode_rows
@@ -177,9 +186,9 @@ class Engine:
             causal=self.settings.causal,
             salt=repr((salt, name, None if self.limits.shares_prompts else self._arrivals)),
         )
-        self._prompt_tokens += len(tokens)
+        matchers = self._matchers(request)
         number = 0 if name is None else 1 + self.adapters.index(name)
-        return Group(request, self._arrivals, tokens, keys, number)
+        return Group(request, self._arrivals, tokens, keys, number, matchers)
 
     def _begin(self, group: Group) -> Iterator[Answer]:
         """The answers that a request asks for."""
@@ -192,9 +201,18 @@ class Engine:
         else:
             blanks = list(range(len(request.blanks)))
             shares = [blanks] if request.is_joint else [[blank] for blank in blanks]
-            for sample in range(request.num_samples):
+            for share in shares if request.beams else ():
+                ends = self._ends_of(request.blanks[share[0]].sampling)
+                yield Beam.begin(group, share, special, ends)
+            for sample in range(0 if request.beams else request.num_samples):
                 for share in shares:
                     yield Generated.begin(group, sample, share, special, self.texts)
+
+    def _matchers(self, request: AnyRequest) -> dict[int, Matcher]:
+        """Of the blanks that are constrained, before their first token."""
+        blanks = request.blanks if isinstance(request, Request) else ()
+        found = {i: self._constraints.prepare(blank.sampling) for i, blank in enumerate(blanks)}
+        return {blank: matcher for blank, matcher in found.items() if matcher is not None}
 
     def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[Output]:
         hidden = self._runner.prefill(chunks)
@@ -228,6 +246,7 @@ class Engine:
             row.sequence.num_computed = row.index + 1
         choosing = [row.sequence.chooses_after(row.index) for row in rows]
         yield from self._choose(logits, rows, choosing)
+        yield from self._search(logits, rows, choosing)
         yield from self._score(logits, rows, choosing)
 
     def _choose(
@@ -240,43 +259,39 @@ class Engine:
                 rules[place], keys[place] = self._rule(row.sequence), _key(row.sequence)
         if not any(rules):
             return
-        for row, choice in zip(rows, self._sampler.choose(logits, rules, keys), strict=True):
+        answers = [row.sequence if rule else None for row, rule in zip(rows, rules, strict=True)]
+        choices = self._sampler.choose(logits, rules, keys, self._allowed(answers, len(logits)))
+        for row, choice in zip(rows, choices, strict=True):
             if choice is not None and row.sequence.group.num_open:
                 assert isinstance(row.sequence, Generated)
                 yield self._take(row.sequence, choice)
 
-    def _rule(self, answer: Generated) -> Rule:
+    def _rule(self, answer: Growing) -> Rule:
         """How the current blank is filled; made once for it."""
-        blank = answer.blanks[0]
-        known = self._rules.get(answer)
-        if known is None or known[0] != blank:
-            settings = answer.sampling
-            rule = Rule(
-                temperature=settings.temperature,
-                top_k=settings.top_k,
-                top_p=settings.top_p,
-                min_p=settings.min_p,
-                num_logprobs=settings.num_logprobs,
-                edits=build_edits(answer, self.tokenizer, self._ends_of(answer)),
-            )
-            known = self._rules[answer] = blank, rule
-        return known[1]
+        if answer.rule is None:
+            ends = sorted(self._ends_of(answer.sampling))
+            answer.rule = build_rule(answer, self.texts, ends)
+        return answer.rule
 
-    def _ends_of(self, answer: Generated) -> list[int]:
-        return sorted(self._ends.union(answer.sampling.stop_tokens))
+    def _allowed(self, answers: Sequence[Answer | None], num_rows: int) -> Tensor | None:
+        """What the constraints of these answers leave."""
+        return self._constraints.allowed(
+            [answer.matcher if isinstance(answer, Growing) else None for answer in answers],
+            num_rows,
+        )
+
+    def _ends_of(self, settings: SamplingSettings) -> frozenset[int]:
+        return self._ends.union(settings.stop_tokens)
 
     def _take(self, answer: Generated, choice: Choice) -> Output:
         """What a chosen token makes of an answer."""
         if not choice.is_finite:
-            return self._fail(
-                answer.group, "no token is left to choose, or the model gave no number"
-            )
-        ends = self._ends.union(answer.sampling.stop_tokens)
+            return self._fail_to_choose(answer)
+        ends = self._ends_of(answer.sampling)
         taken = answer.take(choice.token, ends, self.tokenizer.special, self.texts)
         is_kept = taken.token is not None
         if is_kept:
-            answer.group.generated_tokens += 1
-            self._generated_tokens += 1
+            self._work.count(answer.group, 1)
         if answer.is_over:
             self._close(answer)
         has_logprobs = is_kept and choice.logprob is not None
@@ -292,6 +307,63 @@ class Engine:
             stopped_by=taken.stopped_by,
             is_last=not answer.group.num_open,
         )
+
+    def _search(
+        self, logits: Tensor, rows: Sequence[Row], choosing: Sequence[bool]
+    ) -> Iterator[Output]:
+        beams = [
+            row.sequence if is_choosing and isinstance(row.sequence, Beam) else None
+            for row, is_choosing in zip(rows, choosing, strict=True)
+        ]
+        if not any(beams):
+            return
+        rules = [None if beam is None else self._rule(beam) for beam in beams]
+        widths = [0 if beam is None else beam.search.width for beam in beams]
+        allowed = self._allowed(beams, len(logits))
+        found = self._sampler.continue_beams(logits, rules, widths, allowed)
+        for beam, continuations in zip(beams, found, strict=True):
+            if beam is None or continuations is None or not beam.group.num_open:
+                continue
+            beam.continuations = continuations
+            if not continuations.is_finite or beam.error:
+                yield self._fail_to_choose(beam)
+            elif beam.search.is_ready:
+                yield from self._advance(beam.search)
+
+    def _advance(self, search: BeamSearch) -> Iterator[Output]:
+        """All beams know how to go on: the next ones take their places, or the search ends."""
+        children = search.advance()
+        if search.is_over:
+            yield from self._end_search(search, list(children))
+            return
+        copies = []
+        for parent, forks in children.items():
+            copies += self._scheduler.fork(parent, tuple(forks))
+            for fork in forks:
+                self._work.enter(fork)
+            self._work.leave(parent)
+        self._runner.cache.copy(copies)
+
+    def _end_search(self, search: BeamSearch, beams: Sequence[Beam]) -> Iterator[Output]:
+        """The best answers; a search for the next blank goes on behind the very best."""
+        group = beams[0].group
+        assert isinstance(group.request, Request)
+        if not search.found:
+            yield self._fail_to_choose(beams[0])
+            return
+        best = search.found[0].beam
+        if best.blanks[1:]:
+            ends = self._ends_of(group.request.blanks[best.blanks[1]].sampling)
+            following = best.begin_next(self.tokenizer.special, ends)
+            self._work.enter(following)
+            self._scheduler.add(following)
+        for beam in beams:
+            self._close(beam)
+        answers = search.found[: group.request.num_samples]
+        for sample, answer in enumerate(answers):
+            is_last = not group.num_open and sample == len(answers) - 1
+            self._work.count(group, len(answer.beam.answer))
+            yield answer.delta(self.texts, sample, is_last=is_last)
 
     def _score(
         self, logits: Tensor, rows: Sequence[Row], choosing: Sequence[bool]
@@ -316,66 +388,32 @@ class Engine:
             return
         group, request = answer.group, answer.group.request
         assert isinstance(request, ScoreRequest)
-        answer.logprobs.append(choice.logprob)
-        answer.is_greedy &= choice.alternatives[0].token == choice.token
-        answer.alternatives.append(choice.alternatives[: request.num_logprobs])
-        if len(answer.logprobs) < len(answer.targets):
+        if not answer.note(choice.logprob, choice.token, choice.alternatives):
             return
-        alternatives = tuple(answer.alternatives) if request.num_logprobs else ()
-        group.scores[answer.number] = OptionScore(
-            tuple(answer.logprobs), answer.is_greedy, alternatives
-        )
         self._close(answer)
         if not group.num_open:
             yield Scores(request.id, tuple(score for _, score in sorted(group.scores.items())))
 
     def _close(self, answer: Answer) -> None:
         """An answer has ended; with the last one its request."""
-        group = answer.group
         self._scheduler.remove(answer)
-        self._rules.pop(answer, None)
-        self._answers[group.request.id].remove(answer)
-        group.num_open -= 1
-        if not group.num_open:
-            self._forget(group)
+        self._work.leave(answer)
 
-    def _forget(self, group: Group) -> None:
-        del self._groups[group.request.id], self._answers[group.request.id]
-        self._last[group.request.id] = group
-        self._cached_tokens += group.cached_tokens or 0
+    def _fail_to_choose(self, answer: Growing) -> Failure:
+        """Nothing can come next."""
+        if answer.error:
+            reason = f"the constraint takes too much work ({answer.error}); simplify it"
+            return self._fail(answer.group, reason, TOO_COMPLEX)
+        return self._fail(answer.group, "no token is left to choose, or the model gave no number")
 
-    def _drop(self, group: Group, remove: Callable[[Answer], object]) -> None:
-        for answer in self._answers[group.request.id]:
-            remove(answer)
-            self._rules.pop(answer, None)
-        group.num_open = 0
-        self._forget(group)
-
-    def _fail(self, group: Group, reason: str) -> Failure:
+    def _fail(self, group: Group, reason: str, code: str | None = None) -> Failure:
         """One request breaks; the others go on."""
         logger.warning("request %s failed: %s", group.request.id, reason)
-        self._drop(group, lambda answer: self._runner.cache.wipe(self._scheduler.discard(answer)))
-        return Failure(group.request.id, reason)
+        for answer in self._work.drop(group):
+            self._runner.cache.wipe(self._scheduler.discard(answer))
+        return Failure(group.request.id, reason, code)
 
 
-def _key(answer: Generated) -> int:
+def _key(answer: Growing) -> int:
     blank = answer.blanks[0]
     return noise_key(answer.sampling.seed, answer.number, blank, answer.num_generated)
-
-
-def _ends(model: GLM, tokenizer: Tokenizer) -> frozenset[int]:
-    """Ids that end an answer; published causal models end a turn with the role that is next."""
-    special = tokenizer.special
-    ends = {special.eop, special.eos}
-    if model.settings.causal and tokenizer.FILE == JSON_FILE:
-        ends |= {special.user, special.observation}
-    return frozenset(end for end in ends if end >= 0)
-
-
-def _forbidden(model: GLM, tokenizer: Tokenizer, ends: frozenset[int]) -> Tensor:
-    """Ids that are never generated, bool [V]: roles but for the ends, and those without a text."""
-    forbidden = torch.zeros(model.settings.padded_vocab_size, dtype=torch.bool)
-    forbidden[torch.from_numpy(tokenizer.special_ids).long().clamp(min=0)] = True
-    forbidden[sorted(ends)] = False
-    forbidden[min(model.settings.vocab_size, tokenizer.vocab_size) :] = True
-    return forbidden.to(next(model.parameters()).device)

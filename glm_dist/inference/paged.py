@@ -125,6 +125,13 @@ class PagedCache:
         for pages in self.layers:
             pages[list(blocks)] = 0
 
+    def copy(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Blocks as they are to others: pairs of from and to."""
+        if pairs:
+            sources, targets = (list(blocks) for blocks in zip(*pairs, strict=True))
+            for pages in self.layers:
+                pages[targets] = pages[sources]
+
     def slots(self, blocks: Sequence[int], places: np.ndarray) -> np.ndarray:
         """Where in a layer's slots the tokens at `places` of a text with these blocks stand."""
         return np.asarray(blocks)[places // self.block_tokens] * self.block_tokens + (

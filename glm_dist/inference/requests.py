@@ -6,7 +6,7 @@ a request, and so that the engine's state never leaves it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Self, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
@@ -17,6 +17,9 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 
 MAX_LOGPROBS = 20
 """As many alternatives as the OpenAI interface can ask for."""
+MAX_BEAMS = 32
+CONSTRAINTS = ("choices", "regex", "json_schema", "grammar")
+"""Settings that say which texts an answer may be; one of them at a time."""
 
 
 class SamplingSettings(Settings):
@@ -41,8 +44,14 @@ class SamplingSettings(Settings):
     """Taken off the logit of every token generated so far."""
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
     """Taken off a token's logit for each time it was generated so far."""
+    no_repeat_ngram: int = Field(0, ge=0)
+    """No run of this many tokens comes twice in an answer; 0 is off."""
     logit_bias: dict[int, float] = {}
     """Added to the logits of these token ids; -100 and below forbids a token."""
+    bad_words: tuple[str, ...] = ()
+    """The answer holds none of these strings, however its tokens would spell them."""
+    allowed_tokens: tuple[int, ...] = ()
+    """Only these ids are taken, so an end only where it is among them; empty for all."""
     seed: int = Field(0, ge=0, lt=1 << 63)
     """The same seed gives the same tokens, whatever else is in the batch."""
     stop: tuple[str, ...] = ()
@@ -59,20 +68,19 @@ class SamplingSettings(Settings):
     regex: str | None = None
     """The answer matches this regular expression as a whole."""
     json_schema: str | None = None
-    """The answer is JSON of this schema; "{}" for any JSON value."""
+    """The answer is JSON of this schema on one line; "{}" for any JSON value."""
+    grammar: str | None = None
+    """The answer is a text of this grammar, in Lark's syntax or in EBNF as llama.cpp writes it."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        given = [
-            name
-            for name in ("choices", "regex", "json_schema")
-            if getattr(self, name) not in (None, ())
-        ]
+        given = self._constraints
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} cannot hold at once; give one of them")
-        if "" in self.stop:
-            raise ValueError("stop holds an empty string, which would end every answer; leave it")
-        if self.is_constrained and (self.ignore_eos or self.min_tokens):
+        for name in ("stop", "bad_words"):
+            if "" in getattr(self, name):
+                raise ValueError(f"{name} holds an empty string, which all texts hold; leave it")
+        if given and (self.ignore_eos or self.min_tokens):
             raise ValueError(
                 f"{given[0]} says where an answer ends, and ignore_eos and min_tokens would "
                 "forbid it; leave them out"
@@ -80,9 +88,29 @@ class SamplingSettings(Settings):
         return self
 
     @property
-    def is_constrained(self) -> bool:
-        """Whether only some texts are allowed."""
-        return bool(self.choices) or self.regex is not None or self.json_schema is not None
+    def constraint(self) -> tuple[str, Any] | None:
+        """Which texts an answer may be: the setting that says it, and its value; None for any."""
+        return next(((name, getattr(self, name)) for name in self._constraints), None)
+
+    @property
+    def _constraints(self) -> list[str]:
+        return [name for name in CONSTRAINTS if getattr(self, name) not in (None, ())]
+
+
+class BeamSettings(Settings):
+    """Beam search in place of sampling: the answers of the highest score, best first.
+
+    The score of an answer is the sum of its log-probabilities, its end included, over the power
+    `length_penalty` of their number. Rules and defaults are those of transformers.
+    """
+
+    num_beams: int = Field(ge=1, le=MAX_BEAMS)
+    """Beginnings that are gone on with."""
+    length_penalty: float = Field(1.0, ge=-8, le=8)
+    """Above 0 favours long answers, below 0 short ones."""
+    early_stopping: bool | Literal["never"] = False
+    """True ends with as many answers as beams; false when none that is as long as the beams are now
+    could be better; "never" when none at all could."""
 
 
 @dataclass(frozen=True)
@@ -107,10 +135,13 @@ class Request:
     blanks: Sequence[Blank]
     """In the order of filling; each sees those before it."""
     num_samples: int = 1
-    """Answers wanted; sample k of a seed is the same whatever their number."""
+    """Answers wanted; sample k of a seed is the same whatever their number. Beam search gives fewer
+    where there are no more."""
     is_joint: bool = True
     """Whether blanks see those filled before them; else all are filled side by side, as if each
     were the only one."""
+    beams: BeamSettings | None = None
+    """Searches for the best answers in place of sampling; null samples."""
     priority: int = 0
     """Smaller goes first; equals go in the order of their coming."""
     cache_salt: str = ""
@@ -183,6 +214,8 @@ class Delta:
     """Why this blank ended with this delta; null while it goes on."""
     stopped_by: str | int | None = None
     """The stop string or stop token that ended it; null for an end of the model's own."""
+    score: float | None = None
+    """Of a whole answer that beam search found; null for sampled ones."""
     is_last: bool = False
     """Whether nothing more comes for this request."""
 
@@ -225,6 +258,8 @@ class Failure:
 
     request_id: str
     message: str
+    code: str | None = None
+    """For programs: `constraint_too_complex` where the request asked for too much."""
 
 
 Output: TypeAlias = Delta | Scores | Embedding | Failure

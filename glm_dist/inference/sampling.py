@@ -5,6 +5,7 @@ the blank and the place in it, never on the neighbours in the batch. The largest
 Gumbel noise is a draw from the softmax.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -47,6 +48,28 @@ class Choice:
     """False where the row had no number to choose by."""
 
 
+@dataclass(frozen=True)
+class Continuation:
+    """A token that a beam may go on with."""
+
+    token: int
+    score: float
+    """Log-probability after all edits, which beams are compared by."""
+    logprob: float
+    """The model's own."""
+
+
+@dataclass(frozen=True)
+class Continuations:
+    """What a beam may go on with, best first; forbidden ones lack."""
+
+    best: tuple[Continuation, ...]
+    likeliest: tuple[Alternative, ...]
+    """By the model alone, where asked for."""
+    is_finite: bool
+    """False where the model gave no numbers."""
+
+
 def noise_key(seed: int, sample: int, blank: int, place: int) -> int:
     """64 bits that only these four decide (splitmix64's finaliser, Steele et al. 2014)."""
     state = 0
@@ -66,7 +89,11 @@ class Sampler:
         self._forbidden = forbidden
 
     def choose(
-        self, logits: Tensor, rules: Sequence[Rule | None], keys: Sequence[int]
+        self,
+        logits: Tensor,
+        rules: Sequence[Rule | None],
+        keys: Sequence[int],
+        allowed: Tensor | None = None,
     ) -> list[Choice | None]:
         """A choice for each row that has a rule.
 
@@ -74,11 +101,9 @@ class Sampler:
             logits: fp32 [T, V] of the model, not changed; T is at least the number of rules.
             rules: of the first rows; None where nothing is to be chosen.
             keys: 64 bits a row that its noise is made of.
+            allowed: bool [T, V], tokens that a constraint leaves; null for all.
         """
-        scores = logits.masked_fill(self._forbidden, -torch.inf)
-        for row, rule in enumerate(rules):
-            for edit in () if rule is None else rule.edits:
-                edit(scores[row])
+        scores = self._edited(logits, rules, allowed)
         best, tokens = scores.max(dim=-1)
         drawn = {row: rule for row, rule in enumerate(rules) if rule and rule.temperature}
         if drawn:
@@ -93,6 +118,32 @@ class Sampler:
             for row, rule in enumerate(rules)
         ]
 
+    def continue_beams(
+        self,
+        logits: Tensor,
+        rules: Sequence[Rule | None],
+        widths: Sequence[int],
+        allowed: Tensor | None = None,
+    ) -> list[Continuations | None]:
+        """The likeliest tokens of each row that has a rule, as many as its width says."""
+        logs = logits.log_softmax(dim=-1)
+        scores = self._edited(logs, rules, allowed)
+        finite = (~logs[: len(rules)].isnan().any(dim=-1)).tolist()
+        shown = self._logprobs(logits, logits.argmax(dim=-1), rules)
+        found: list[Continuations | None] = [None] * len(rules)
+        for row, (rule, width) in enumerate(zip(rules, widths, strict=True)):
+            if rule is None:
+                continue
+            top = scores[row].topk(min(width, len(scores[row])))
+            columns = (top.indices, top.values, logs[row][top.indices])
+            best = zip(*(column.tolist() for column in columns), strict=True)
+            found[row] = Continuations(
+                tuple(Continuation(*each) for each in best if each[1] > -math.inf),
+                _logs_of(shown, row, rule.num_logprobs)[1],
+                finite[row],
+            )
+        return found
+
     def score(self, logits: Tensor, targets: Sequence[int | None]) -> list[Choice | None]:
         """Log-probabilities of given tokens, with as many alternatives as can be asked for."""
         ids = torch.tensor([target or 0 for target in targets], device=logits.device)
@@ -105,6 +156,18 @@ class Sampler:
             else Choice(target, *_logs_of(logs, row, MAX_LOGPROBS), is_finite=finite[row])
             for row, target in enumerate(targets)
         ]
+
+    def _edited(
+        self, scores: Tensor, rules: Sequence[Rule | None], allowed: Tensor | None
+    ) -> Tensor:
+        """A copy in which each row has only what its request allows, changed as it asks for."""
+        edited = scores.masked_fill(self._forbidden, -torch.inf)
+        if allowed is not None:
+            edited.masked_fill_(~allowed.to(edited.device), -torch.inf)
+        for row, rule in enumerate(rules):
+            for edit in () if rule is None else rule.edits:
+                edit(edited[row])
+        return edited
 
     def _logprobs(
         self, logits: Tensor, tokens: Tensor, rules: Sequence[Rule | None]

@@ -59,7 +59,7 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             self._pool.release([*sequence.prompt_blocks, *sequence.answer_blocks])
-        else:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
     def discard(self, sequence: Sequence) -> list[int]:
@@ -70,11 +70,46 @@ class Scheduler:
         if sequence in self.running:
             self.running.remove(sequence)
             return self._pool.discard([*sequence.prompt_blocks, *sequence.answer_blocks])
-        self.waiting.remove(sequence)
+        self.remove(sequence)
         return []
+
+    def fork(self, parent: Sequence, children: tuple[Sequence, ...]) -> list[tuple[int, int]]:
+        """Children of one token more take a parent's place; blocks to copy, from and to, come back.
+
+        They share its full blocks. The last one, which each will write to, goes to the first child;
+        the others get copies of it, or compute all again where no block is left.
+        """
+        if parent not in self.running or not children:
+            self.remove(parent)
+            for child in children:
+                self.add(child)
+            return []
+        full = parent.answer_blocks[: parent.num_computed // self._limits.block_tokens]
+        rest = parent.answer_blocks[len(full) :]
+        copies: list[tuple[int, int]] = []
+        for child in children[1:]:
+            own = self._pool.take(len(rest))
+            if own is None:
+                self.add(child)
+                continue
+            for block in (*parent.prompt_blocks, *full):
+                self._pool.hold(block)
+            self._inherit(child, parent, [*full, *own])
+            copies += zip(rest, own, strict=True)
+        self._inherit(children[0], parent, parent.answer_blocks)
+        self.running.remove(parent)
+        return copies
 
     def plan(self) -> Plan:
         """The next step's work; blocks for it are taken."""
+        plan = self._plan()
+        while self.running and self.waiting and all(each.is_idle for each in self.running):
+            # They wait for answers that have no place.
+            self._preempt(self.running[-1], plan)
+            plan = self._plan()
+        return plan
+
+    def _plan(self) -> Plan:
         plan = Plan()
         budget = self._limits.prefill_tokens
         budget -= self._plan_rows(plan, budget)
@@ -89,6 +124,11 @@ class Scheduler:
         last = len(keys) if sequence.is_prefilled else chunk.end // size
         for place in range(chunk.start // size, last):
             self._pool.name(sequence.prompt_blocks[place], keys[place])
+
+    def _inherit(self, child: Sequence, parent: Sequence, answer_blocks: list[int]) -> None:
+        child.prompt_blocks, child.answer_blocks = [*parent.prompt_blocks], [*answer_blocks]
+        child.prompt_computed, child.num_computed = parent.prompt_computed, parent.num_computed
+        bisect.insort(self.running, child, key=lambda each: each.order)
 
     def _plan_rows(self, plan: Plan, budget: int) -> int:
         """A token of each answer, and more of those that are known; how many more comes back."""
@@ -122,13 +162,14 @@ class Scheduler:
         plan.rows = [row for row in plan.rows if row.sequence is not sequence]
         self.remove(sequence)
         sequence.forget()
-        self.add(sequence)
+        if not sequence.is_idle:
+            self.add(sequence)
         self.num_preemptions += 1
 
     def _plan_prefill(self, plan: Plan, budget: int) -> None:
         for sequence in self._unfinished_prompts():
             budget -= self._plan_chunk(plan, sequence, budget)
-        while self.waiting and len(self.running) < self._limits.max_running:
+        while self.waiting and self._has_place(self.waiting[0]):
             sequence = self.waiting[0]
             if self._is_being_computed(sequence) or not self._fits_budget(sequence, budget, plan):
                 return
@@ -136,6 +177,10 @@ class Scheduler:
                 return
             if not sequence.is_prefilled:
                 budget -= self._plan_chunk(plan, sequence, budget)
+
+    def _has_place(self, sequence: Sequence) -> bool:
+        units = {each.unit for each in self.running}
+        return sequence.unit in units or len(units) < self._limits.max_running
 
     def _unfinished_prompts(self) -> Iterator[Sequence]:
         return (sequence for sequence in self.running if not sequence.is_prefilled)

@@ -4,12 +4,15 @@ They stand apart from the scheduler, which asks how many tokens are still to be 
 the engine, which says what was chosen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from glm_dist.inference.constraints import Matcher
 from glm_dist.inference.detokenize import TextStream, TokenTexts
 from glm_dist.inference.requests import (
+    Alternative,
     AnyRequest,
     Blank,
     EmbedRequest,
@@ -19,6 +22,7 @@ from glm_dist.inference.requests import (
     SamplingSettings,
     ScoreRequest,
 )
+from glm_dist.inference.sampling import Rule
 from glm_dist.tokenizer import SpecialTokenIds
 
 
@@ -34,6 +38,8 @@ class Group:
     """What the content of each of its blocks is known by."""
     adapter: int = 0
     """Which of the engine's adapters it asks for, from 1; 0 for the model alone."""
+    matchers: Mapping[int, Matcher] = field(default_factory=dict)
+    """Of the blanks that are constrained, before their first token."""
     num_open: int = 0
     """Answers that have not ended."""
     cached_tokens: int | None = None
@@ -72,6 +78,16 @@ class Sequence:
     def order(self) -> tuple[int, int, int]:
         """Smaller goes first, and gives its blocks back last."""
         return *self.group.order, self.number
+
+    @property
+    def unit(self) -> object:
+        """What counts as one of the answers that run at a time."""
+        return self
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for other answers, and needs no blocks for that."""
+        return False
 
     @property
     def is_prefilled(self) -> bool:
@@ -136,6 +152,20 @@ class Scored(Sequence):
         """Whether its logits have not been looked at, as they have before a preemption."""
         return index >= len(self.logprobs)
 
+    def note(self, logprob: float, token: int, likeliest: tuple[Alternative, ...]) -> bool:
+        """Take down what the next target got; whether it was the last one."""
+        assert isinstance(self.group.request, ScoreRequest)
+        num_shown = self.group.request.num_logprobs
+        self.logprobs.append(logprob)
+        self.is_greedy &= likeliest[0].token == token
+        self.alternatives.append(likeliest[:num_shown])
+        if len(self.logprobs) < len(self.targets):
+            return False
+        alternatives = tuple(self.alternatives) if num_shown else ()
+        score = OptionScore(tuple(self.logprobs), self.is_greedy, alternatives)
+        self.group.scores[self.number] = score
+        return True
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -150,8 +180,8 @@ class Taken:
 
 
 @dataclass(eq=False)
-class Generated(Sequence):
-    """An answer that grows, blank after blank."""
+class Growing(Sequence):
+    """An answer that grows by what is chosen, blank after blank."""
 
     blanks: list[int] = field(default_factory=list)
     """Those still to be filled, the current one first; indices into the request's."""
@@ -159,21 +189,10 @@ class Generated(Sequence):
     """Tokens of the current blank."""
     generated: list[int] = field(default_factory=list)
     """Tokens of all blanks so far, without start and end."""
-    stream: TextStream | None = None
-
-    @classmethod
-    def begin(
-        cls,
-        group: Group,
-        number: int,
-        blanks: list[int],
-        special: SpecialTokenIds,
-        texts: TokenTexts,
-    ) -> "Generated":
-        """A sample that is to fill these blanks, its first start token fed."""
-        sequence = cls(group, number, blanks=blanks)
-        sequence._begin_blank(special, texts)
-        return sequence
+    matcher: Matcher | None = None
+    """What the current blank may go on with; None for all."""
+    rule: Rule | None = None
+    """How the current blank is filled; made when it is first asked for."""
 
     @property
     def is_over(self) -> bool:
@@ -191,9 +210,59 @@ class Generated(Sequence):
         """How the current blank is filled."""
         return self.blank.sampling
 
+    @property
+    def error(self) -> str:
+        """Why its constraint allows nothing more; nothing where it does."""
+        return "" if self.matcher is None else self.matcher.error
+
+    @property
+    def answer(self) -> list[int]:
+        """Tokens of the current blank."""
+        return self.generated[len(self.generated) - self.num_generated :]
+
     def chooses_after(self, index: int) -> bool:
         """Only after the newest token; those before it were chosen already."""
         return index == len(self.tokens) - 1
+
+    def begin_blank(self, special: SpecialTokenIds) -> None:
+        """Feed the start of the current blank."""
+        self.num_generated, self.rule = 0, None
+        matcher = self.group.matchers.get(self.blanks[0])
+        self.matcher = None if matcher is None else matcher.fork()
+        start = special.sop if self.blank.start is None else self.blank.start
+        self._feed(start, self.blank.place, 1)
+
+    def grow(self, token: int) -> None:
+        """A token of text is chosen."""
+        self.generated.append(token)
+        self.num_generated += 1
+        if self.matcher is not None:
+            self.matcher.take(token)
+
+    def feed_newest(self) -> None:
+        """What comes next is to see the newest token."""
+        self._feed(self.generated[-1], self.blank.place, self.num_generated + 1)
+
+
+@dataclass(eq=False)
+class Generated(Growing):
+    """An answer whose text is given out as it is chosen."""
+
+    stream: TextStream | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        group: Group,
+        number: int,
+        blanks: list[int],
+        special: SpecialTokenIds,
+        texts: TokenTexts,
+    ) -> "Generated":
+        """A sample that is to fill these blanks, its first start token fed."""
+        sequence = cls(group, number, blanks=blanks)
+        sequence._begin(special, texts)
+        return sequence
 
     def take(
         self, token: int, ends: frozenset[int], special: SpecialTokenIds, texts: TokenTexts
@@ -205,30 +274,29 @@ class Generated(Sequence):
             stopped = token if token in settings.stop_tokens else None
             taken = Taken(blank, None, self.stream.finish(), "stop", stopped)
         else:
-            self.generated.append(token)
-            self.num_generated += 1
+            self.grow(token)
             taken = self._take_text(blank, token, settings)
         is_followed = taken.finish_reason is None or len(self.blanks) > 1
         if taken.token is not None and is_followed:
-            self._feed(token, self.blank.place, self.num_generated + 1)
+            self.feed_newest()
         if taken.finish_reason is not None:
             self.blanks = self.blanks[1:]
             if self.blanks:
-                self._begin_blank(special, texts)
+                self._begin(special, texts)
         return taken
 
     def _take_text(self, blank: int, token: int, settings: SamplingSettings) -> Taken:
         assert self.stream is not None
         text = self.stream.push(token)
+        is_complete = self.matcher is not None and self.matcher.is_over
         is_full = self.num_generated == settings.max_tokens
-        if is_full:
+        if is_complete or is_full:
             text += self.stream.finish()
         if self.stream.stopped_by is not None:
             return Taken(blank, token, text, "stop", self.stream.stopped_by)
-        return Taken(blank, token, text, "length" if is_full else None)
+        reason: FinishReason | None = "stop" if is_complete else "length" if is_full else None
+        return Taken(blank, token, text, reason)
 
-    def _begin_blank(self, special: SpecialTokenIds, texts: TokenTexts) -> None:
-        self.num_generated = 0
+    def _begin(self, special: SpecialTokenIds, texts: TokenTexts) -> None:
+        self.begin_blank(special)
         self.stream = TextStream(texts, self.sampling.stop)
-        start = special.sop if self.blank.start is None else self.blank.start
-        self._feed(start, self.blank.place, 1)

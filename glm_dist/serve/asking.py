@@ -174,7 +174,9 @@ async def merged(streams: Sequence[Stream]) -> AsyncIterator[Arrival]:
             elif isinstance(arrival, Exception):
                 raise ApiError(500, "the engine failed") from arrival
             elif isinstance(arrival[1], Failure):
-                raise ApiError(500, arrival[1].message)
+                failure = arrival[1]
+                status = 400 if failure.code else 500
+                raise ApiError(status, failure.message, code=failure.code)
             else:
                 yield arrival
     finally:

@@ -125,7 +125,6 @@ class ChatRequest(Sampled):
     tools: Annotated[list[Tool], listed(128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | ChosenTool | None = None
     parallel_tool_calls: bool | None = None
-    response_format: dict[str, Any] | None = None
     add_generation_prompt: bool | None = None
     """False leaves the assistant's role out; only continue_final_message does without."""
     continue_final_message: bool | None = None
@@ -137,6 +136,12 @@ class ChatRequest(Sampled):
     def longest(self) -> int | None:
         """Tokens wanted at most; null for as many as there is room for."""
         return self.max_completion_tokens or self.max_tokens
+
+    def arguments_of(self, name: str) -> dict[str, Any]:
+        """JSON schema of a tool's arguments, which are an object."""
+        tools = self.tools or []
+        function = next(tool.function for tool in tools if tool.function.name == name)
+        return {"type": "object", **(function.parameters or {})}
 
     @property
     def offered_tools(self) -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """`/v1/chat/completions`: the next turn of a dialogue, which may call a tool."""
 
+import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -94,9 +95,16 @@ class _Dialogue:
         sampling = body.sampling(
             body.longest or prompts.room(len(part_a), place),
             (body.top_logprobs or 0) if body.logprobs else None,
+            **self._form(called),
         )
         blanks = [prompts.blank(sampling, place, body.seed, start)]
         return Request(new_id(), part_a, blanks, body.num_samples)
+
+    def _form(self, called: str | None) -> dict[str, Any]:
+        """Arguments of a call keep to their schema; ChatGLM3's are Python, which none describes."""
+        if called is None or self.layout == "chatglm3":
+            return {}
+        return {"json_schema": json.dumps(self._body.arguments_of(called))}
 
     def _part_a(self, called: str | None) -> tuple[list[int], int, int | None]:
         """Part A, the place of the turn in it, and what the turn begins with if not `<sop>`."""
@@ -179,9 +187,12 @@ def _check(context: Context, body: ChatRequest) -> None:
                 "continue_final_message: the last message has to be the assistant's",
                 param="continue_final_message",
             )
-    if (body.response_format or {"type": "text"}).get("type") != "text":
+    if body.constraint and body.offered_tools:
         raise ApiError(
-            400, "response_format: only text can be asked for so far", param="response_format"
+            400,
+            "tools: a turn that may call one has no other form; give tool_choice none, or leave "
+            "the form of the answer open",
+            param="tools",
         )
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from glm_dist.errors import RequestError
-from glm_dist.inference import AnyRequest, Engine, EngineStats, Failure, Output, Usage
+from glm_dist.inference import AnyRequest, Engine, EngineStats, Failure, Output, Request, Usage
 
 logger = logging.getLogger(__name__)
 Arrived: TypeAlias = list[Output | Exception | None]
@@ -137,6 +137,9 @@ class EngineThread:
             RequestError: when the engine refuses the request.
             RuntimeError: when the engine has broken down.
         """
+        blanks = request.blanks if isinstance(request, Request) else ()
+        if any(blank.sampling.constraint for blank in blanks):
+            await asyncio.to_thread(self.engine.prepare, request)
         stream = Stream(request)
         self.ask(stream)
         try:

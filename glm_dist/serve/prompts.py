@@ -3,6 +3,7 @@
 It stands apart as the one place that knows how texts and blanks become tokens.
 """
 
+import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -292,8 +293,10 @@ class Prompts:
         if options.choices is not None:
             self.check_count("choices", len(options.choices), self.limits.max_options, "blanks")
             changes["choices"] = tuple(options.choices)
-        if options.regex is not None:
-            changes["regex"] = options.regex
+        if options.json_schema is not None:
+            changes["json_schema"] = json.dumps(options.json_schema)
+        given = {"regex": options.regex, "grammar": options.grammar}
+        changes |= {name: value for name, value in given.items() if value is not None}
         longest = options.max_tokens or body.max_tokens
         return self.blank(body.sampling(longest, body.logprobs, **changes), place, body.seed)
 

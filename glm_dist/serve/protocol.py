@@ -3,11 +3,12 @@
 It stands apart as the one place that names OpenAI's fields of completions, and ours of blanks.
 """
 
+import json
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from glm_dist.inference.requests import MAX_LOGPROBS, SamplingSettings
+from glm_dist.inference.requests import CONSTRAINTS, MAX_LOGPROBS, SamplingSettings
 from glm_dist.serve.errors import ApiError
 
 
@@ -20,6 +21,8 @@ Token = Annotated[int, Field(ge=0, lt=1 << 31)]
 Tokens = Annotated[list[Token], listed(1 << 17)]
 TokenLists = Annotated[list[Tokens], listed(1 << 12)]
 Texts = Annotated[list[str], listed(1 << 12)]
+Choices = Annotated[Texts, Field(min_length=1, max_length=256)]
+Pattern = Annotated[str, Field(min_length=1)]
 TextOrTokens = str | Texts | Tokens | TokenLists
 """A text, several, the ids of one, or of several."""
 HINTS = {
@@ -29,6 +32,8 @@ HINTS = {
     "safety_identifier",
 }
 """OpenAI's fields that no answer depends on."""
+OBJECT = '{"type": "object"}'
+"""Schema of any JSON object."""
 
 
 class Part(BaseModel):
@@ -88,6 +93,70 @@ class StreamOptions(Part):
     """Taken and passed over: nothing is padded here."""
 
 
+class NamedSchema(Part):
+    """A JSON schema, which an answer is held to whether `strict` or not."""
+
+    name: str = Field(max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Part):
+    """What the answer is, as OpenAI names it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """The engine's setting; none for text.
+
+        Raises:
+            ApiError: 400 where the schema lacks.
+        """
+        if self.type == "text":
+            return {}
+        if self.type == "json_object":
+            return {"json_schema": OBJECT}
+        if self.json_schema is None:
+            raise ApiError(
+                400, "response_format: json_schema takes name and schema", param="response_format"
+            )
+        return {"json_schema": json.dumps(self.json_schema.schema_)}
+
+
+class StructuredOutputs(Part):
+    """What the answer is, as vLLM names it; one of these."""
+
+    json_: str | dict[str, Any] | None = Field(None, alias="json")
+    """A JSON schema, as text or not."""
+    json_object: bool | None = None
+    regex: Pattern | None = None
+    choice: Choices | None = None
+    grammar: Pattern | None = None
+    """In Lark's syntax, or in EBNF as llama.cpp writes it."""
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """The engine's settings.
+
+        Raises:
+            ApiError: 400 where one of them would hide another.
+        """
+        if self.json_object and self.json_ is not None:
+            raise ApiError(
+                400, "json_object: cannot go with json; leave one out", param="structured_outputs"
+            )
+        schema = OBJECT if self.json_object else self.json_
+        given = {
+            "json_schema": schema if isinstance(schema, str | None) else json.dumps(schema),
+            "regex": self.regex,
+            "choices": None if self.choice is None else tuple(self.choice),
+            "grammar": self.grammar,
+        }
+        return {kind: value for kind, value in given.items() if value is not None}
+
+
 def _check_biases(value: Any) -> Any:
     """Name every entry that is wrong, not the first alone."""
     if isinstance(value, dict):
@@ -130,8 +199,47 @@ class Sampled(Body):
     ignore_eos: bool | None = None
     """The model may not end."""
     min_tokens: int | None = Field(None, ge=0, lt=1 << 31)
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+    guided_json: str | dict[str, Any] | None = None
+    """This and those that follow are older names of the same."""
+    guided_regex: Pattern | None = None
+    guided_choice: Choices | None = None
+    guided_grammar: Pattern | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
+
+    @property
+    def constraint(self) -> dict[str, Any]:
+        """What all answers are held to, as settings of the engine; none for any text.
+
+        Raises:
+            ApiError: 400 where more than one thing is asked for.
+        """
+        guided = {
+            "json": self.guided_json,
+            "regex": self.guided_regex,
+            "choice": self.guided_choice,
+            "grammar": self.guided_grammar,
+        }
+        forms: dict[str, ResponseFormat | StructuredOutputs | None] = {
+            "response_format": self.response_format,
+            "structured_outputs": self.structured_outputs,
+        }
+        forms |= {
+            f"guided_{name}": StructuredOutputs(**{name: value})  # type: ignore[arg-type]
+            for name, value in guided.items()
+            if value is not None
+        }
+        given = [
+            (name, item)
+            for name, form in forms.items()
+            for item in (form.constraint.items() if form else ())
+        ]
+        if len(given) > 1:
+            names = " and ".join(dict.fromkeys(name for name, _ in given))
+            raise ApiError(400, f"{names}: an answer has one form; ask for one", param=given[-1][0])
+        return dict(item for _, item in given)
 
     @property
     def num_samples(self) -> int:
@@ -157,6 +265,7 @@ class Sampled(Body):
             ApiError: 400 when the fields do not go together.
         """
         temperature = 1.0 if self.temperature is None else self.temperature
+        constraint = {} if changes.keys() & set(CONSTRAINTS) else self.constraint
         given = {
             "top_p": self.top_p,
             "top_k": max(0, self.top_k) if self.top_k is not None else None,
@@ -169,6 +278,7 @@ class Sampled(Body):
             "stop_tokens": tuple(self.stop_token_ids or ()),
             "num_logprobs": num_logprobs,
             "stop": self.stops,
+            **constraint,
             **changes,
         }
         known = {name: value for name, value in given.items() if value is not None}
@@ -208,10 +318,14 @@ class BlankOptions(Part):
     type: Literal["[MASK]", "[sMASK]", "[gMASK]"] = "[MASK]"
     max_tokens: int | None = Field(None, ge=1, lt=1 << 31)
     stop: str | Annotated[Texts, Field(max_length=256)] | None = None
-    choices: Annotated[Texts, Field(min_length=1, max_length=256)] | None = None
+    choices: Choices | None = None
     """The blank is one of these."""
-    regex: str | None = Field(None, min_length=1, max_length=1024)
+    regex: Pattern | None = None
     """The blank matches this as a whole."""
+    json_schema: dict[str, Any] | None = None
+    """The blank is JSON of this schema."""
+    grammar: Pattern | None = None
+    """The blank is a text of this grammar, in Lark's syntax or in EBNF as llama.cpp writes it."""
 
 
 class Segment(Part):

@@ -104,8 +104,19 @@ def _random_request(rng, tokenizer, request_id, longest, max_tokens):
     )
 
 
+CONSTRAINTS = [
+    {"regex": "[a-z ]{3,25}"},
+    {"json_schema": '{"type": "array", "items": {"type": "integer"}}'},
+    {"choices": ("a range", "a", "items of the list")},
+    {"grammar": 'start: "(" start ")" | /[xy]/'},
+]
+
+
 def _random_sampling(rng, max_tokens):
+    is_constrained = rng.random() < 0.3
+    constraint = CONSTRAINTS[rng.integers(len(CONSTRAINTS))] if is_constrained else {}
     return SamplingSettings(
+        **constraint,
         max_tokens=int(rng.integers(1, max_tokens + 1)),
         temperature=float(rng.choice([0.0, 0.7, 1.5])),
         top_k=int(rng.choice([0, 1, 5, 40])),
@@ -115,8 +126,9 @@ def _random_sampling(rng, max_tokens):
         frequency_penalty=float(rng.choice([0.0, 0.5])),
         seed=int(rng.integers(100)),
         num_logprobs=int(rng.integers(0, 5)),
-        min_tokens=int(rng.integers(0, 3)),
-        ignore_eos=bool(rng.random() < 0.3),
+        no_repeat_ngram=0 if is_constrained else int(rng.choice([0, 0, 2])),
+        min_tokens=0 if is_constrained else int(rng.integers(0, 3)),
+        ignore_eos=not is_constrained and bool(rng.random() < 0.3),
     )
 
 
@@ -177,6 +189,13 @@ def uncached(tokenizer):
                 taken.append(token)
                 logprobs.append(float(logits.log_softmax(-1)[token]))
                 block += 1
+                if block > blank.sampling.max_tokens:
+                    tokens, positions, blocks = (
+                        [*tokens, token],
+                        [*positions, blank.place],
+                        [*blocks, block],
+                    )
+                    break
             answers.append((taken, logprobs))
         return answers
 

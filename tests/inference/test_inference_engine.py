@@ -209,6 +209,33 @@ def test_an_answer_is_one_of_the_choices(ask):
     assert len(drawn) > 1
 
 
+def test_no_run_of_tokens_comes_twice(ask):
+    for size in (1, 2, 3):
+        tokens = ask(ignore_eos=True, max_tokens=60, no_repeat_ngram=size, temperature=0.3)[0]
+        runs = [tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)]
+        assert len(runs) == len(set(runs)) == 61 - size
+        assert size > 1 or len(set(ask(ignore_eos=True, max_tokens=60)[0])) < 60
+
+
+def test_an_answer_holds_no_bad_word_however_it_is_spelt(ask):
+    text = ask(ignore_eos=True, max_tokens=40)[2]
+    # What is no UTF-8 has no spelling that could be banned.
+    words = {word for word in text.split("\ufffd") if word}
+    cleaned = ask(ignore_eos=True, max_tokens=40, bad_words=tuple(words))[2]
+    assert not any(word in cleaned for word in words)
+    assert len(cleaned) > 20
+
+
+def test_only_allowed_tokens_are_taken(ask, tokenizer):
+    allowed = (40, 41, 42)
+    tokens, *_, reasons = ask(allowed_tokens=allowed, temperature=2.0)
+    assert set(tokens) <= set(allowed)
+    assert len(tokens) == 20
+    assert reasons == [("length", None)]
+    ending = ask(allowed_tokens=(*allowed, tokenizer.special.eop), temperature=2.0)
+    assert ending[4] == [("stop", None)]
+
+
 def test_samples_of_a_request_compute_their_prompt_once_and_differ(
     tokenizer, make_model, make_request, collect
 ):
