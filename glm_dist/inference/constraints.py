@@ -9,9 +9,9 @@ import json
 import threading
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -81,6 +81,10 @@ class Matcher(ABC):
     def error(self) -> str:
         """Why it allows nothing more, where the constraint is too much work; else nothing."""
         return ""
+
+
+Matchers: TypeAlias = Mapping[int, Matcher]
+"""Of those blanks of a request that are constrained, before their first token."""
 
 
 class ChoiceMatcher(Matcher):

@@ -18,7 +18,7 @@ from glm_dist.inference.adapters import Adapters
 from glm_dist.inference.admission import check_adapter, check_is_language_model, check_request
 from glm_dist.inference.beam import Beam, BeamSearch
 from glm_dist.inference.blocks import BlockPool, block_keys
-from glm_dist.inference.constraints import TOO_COMPLEX, Constraints, Matcher
+from glm_dist.inference.constraints import TOO_COMPLEX, Constraints, Matchers
 from glm_dist.inference.detokenize import TokenTexts
 from glm_dist.inference.edits import build_rule
 from glm_dist.inference.paged import QUERY_TILE
@@ -104,16 +104,22 @@ class Engine:
             steps=self._steps,
         )
 
-    def prepare(self, request: AnyRequest) -> None:
-        """Compile what a request constrains, so that `add` need not; any thread may call this.
+    def prepare(self, request: AnyRequest) -> Matchers:
+        """Compile the constraints of a request; any thread may call this.
 
         Raises:
-            RequestError: when a constraint is none, or too much work.
+            RequestError: when one of them is none, or too much work.
         """
-        self._matchers(request)
+        blanks = request.blanks if isinstance(request, Request) else ()
+        found = {i: self._constraints.prepare(blank.sampling) for i, blank in enumerate(blanks)}
+        return {blank: matcher for blank, matcher in found.items() if matcher is not None}
 
-    def add(self, request: AnyRequest) -> None:
+    def add(self, request: AnyRequest, matchers: Matchers | None = None) -> None:
         """Take a request in; its outputs come from the steps that follow.
+
+        Args:
+            request: what is asked for.
+            matchers: what `prepare` gave for it; null to have that done here.
 
         Raises:
             RequestError: when it cannot be answered, or too many wait.
@@ -127,7 +133,7 @@ class Engine:
             )
         check_adapter(request, self.adapters)
         check_request(request, self.settings, self.tokenizer, self.limits)
-        group = self._open(request)
+        group = self._open(request, self.prepare(request) if matchers is None else matchers)
         answers = list(self._begin(group))
         self._work.begin(group, answers)
         for answer in answers:
@@ -175,7 +181,7 @@ class Engine:
         """Compute every prompt anew, whatever was computed before."""
         self._pool.clear()
 
-    def _open(self, request: AnyRequest) -> Group:
+    def _open(self, request: AnyRequest, matchers: Matchers) -> Group:
         tokens = np.asarray(request.tokens, dtype=np.int64)
         salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
         name = request.adapter
@@ -186,7 +192,6 @@ class Engine:
             causal=self.settings.causal,
             salt=repr((salt, name, None if self.limits.shares_prompts else self._arrivals)),
         )
-        matchers = self._matchers(request)
         number = 0 if name is None else 1 + self.adapters.index(name)
         return Group(request, self._arrivals, tokens, keys, number, matchers)
 
@@ -207,12 +212,6 @@ class Engine:
             for sample in range(0 if request.beams else request.num_samples):
                 for share in shares:
                     yield Generated.begin(group, sample, share, special, self.texts)
-
-    def _matchers(self, request: AnyRequest) -> dict[int, Matcher]:
-        """Of the blanks that are constrained, before their first token."""
-        blanks = request.blanks if isinstance(request, Request) else ()
-        found = {i: self._constraints.prepare(blank.sampling) for i, blank in enumerate(blanks)}
-        return {blank: matcher for blank, matcher in found.items() if matcher is not None}
 
     def _prefill(self, chunks: Sequence[Chunk]) -> Iterator[Output]:
         hidden = self._runner.prefill(chunks)

@@ -149,6 +149,11 @@ class Request:
     adapter: str | None = None
     """The engine's adapter that answers; null for the model alone."""
 
+    @property
+    def is_constrained(self) -> bool:
+        """Whether any of its answers is held to a form."""
+        return any(blank.sampling.constraint for blank in self.blanks)
+
 
 @dataclass(frozen=True)
 class ScoreRequest:

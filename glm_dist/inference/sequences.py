@@ -4,12 +4,11 @@ They stand apart from the scheduler, which asks how many tokens are still to be 
 the engine, which says what was chosen.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from glm_dist.inference.constraints import Matcher
+from glm_dist.inference.constraints import Matcher, Matchers
 from glm_dist.inference.detokenize import TextStream, TokenTexts
 from glm_dist.inference.requests import (
     Alternative,
@@ -38,8 +37,7 @@ class Group:
     """What the content of each of its blocks is known by."""
     adapter: int = 0
     """Which of the engine's adapters it asks for, from 1; 0 for the model alone."""
-    matchers: Mapping[int, Matcher] = field(default_factory=dict)
-    """Of the blanks that are constrained, before their first token."""
+    matchers: Matchers = field(default_factory=dict)
     num_open: int = 0
     """Answers that have not ended."""
     cached_tokens: int | None = None

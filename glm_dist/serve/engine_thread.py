@@ -12,15 +12,19 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from glm_dist.errors import RequestError
 from glm_dist.inference import AnyRequest, Engine, EngineStats, Failure, Output, Request, Usage
+from glm_dist.inference.constraints import Matchers
 
 logger = logging.getLogger(__name__)
 Arrived: TypeAlias = list[Output | Exception | None]
 """Outputs of one request; None is the end."""
+NUM_COMPILERS = 2
+"""Threads that compile what answers are held to, some 50 ms each at the most."""
 
 
 class Listener(Protocol):
@@ -108,13 +112,77 @@ class Pulse:
     """Requests that broke while they ran."""
 
 
+@dataclass(frozen=True)
+class _Add:
+    """The engine is to take a request in."""
+
+    listener: Listener
+    matchers: Matchers
+
+
+@dataclass(frozen=True)
+class _Cancel:
+    """The engine is to drop a request."""
+
+    listener: Listener
+
+
+class _Compilers:
+    """Compile what answers are held to, so that no step of the engine waits for it."""
+
+    def __init__(self, engine: Engine, done: Callable[[Listener, Matchers], None]) -> None:
+        """Args: done: is given whoever still waits when its constraints are compiled."""
+        self._engine, self._done = engine, done
+        self._threads = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="constraints")
+        self._waiting: set[Listener] = set()
+        self._lock = threading.Lock()
+
+    def ask(self, listener: Listener) -> None:
+        """Compile for one more; it is told where that cannot be."""
+        if len(self._waiting) >= self._engine.limits.max_waiting:
+            error = RequestError(
+                "too many constraints are to be compiled; try again later", code="overloaded"
+            )
+            _call(listener.loop, listener.answer, error)
+            return
+        with self._lock:
+            self._waiting.add(listener)
+        self._threads.submit(self._compile, listener)
+
+    def forget(self, listener: Listener) -> None:
+        """Nobody waits for it any more."""
+        with self._lock:
+            self._waiting.discard(listener)
+
+    def close(self) -> None:
+        """End the threads when what they do is done."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _compile(self, listener: Listener) -> None:
+        matchers, failure = None, None
+        try:
+            matchers = self._engine.prepare(listener.request)
+        except Exception as error:
+            failure = error
+        with self._lock:
+            if listener not in self._waiting:
+                return
+            self._waiting.discard(listener)
+            # Under the lock, so that whoever forgets it now takes back what is done here.
+            if matchers is None:
+                _call(listener.loop, listener.answer, failure)
+            else:
+                self._done(listener, matchers)
+
+
 class EngineThread:
     """Runs an engine until it is closed."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.failure: Exception | None = None
-        self._inbox: queue.SimpleQueue[tuple[str, Any]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[_Add | _Cancel | None] = queue.SimpleQueue()
+        self._compilers = _Compilers(engine, self._add_soon)
         self._listeners: dict[str, Listener] = {}
         self._pulse = Pulse(None, time.monotonic(), 0)
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -137,9 +205,6 @@ class EngineThread:
             RequestError: when the engine refuses the request.
             RuntimeError: when the engine has broken down.
         """
-        blanks = request.blanks if isinstance(request, Request) else ()
-        if any(blank.sampling.constraint for blank in blanks):
-            await asyncio.to_thread(self.engine.prepare, request)
         stream = Stream(request)
         self.ask(stream)
         try:
@@ -151,18 +216,26 @@ class EngineThread:
 
     def ask(self, listener: Listener) -> None:
         """Ask without waiting; the listener is told what becomes of it."""
-        self._inbox.put(("add", listener))
-        if self.failure is not None:
-            self._refuse_all(self.failure)
+        if isinstance(listener.request, Request) and listener.request.is_constrained:
+            self._compilers.ask(listener)
+        else:
+            self._add_soon(listener, {})
 
     def cancel(self, listener: Listener) -> None:
         """Free what a request holds; nothing where it has ended."""
-        self._inbox.put(("cancel", listener))
+        self._compilers.forget(listener)
+        self._inbox.put(_Cancel(listener))
 
     def close(self) -> None:
         """End the thread when its present step is done."""
-        self._inbox.put(("close", None))
+        self._compilers.close()
+        self._inbox.put(None)
         self._thread.join()
+
+    def _add_soon(self, listener: Listener, matchers: Matchers) -> None:
+        self._inbox.put(_Add(listener, matchers))
+        if self.failure is not None:
+            self._refuse_all(self.failure)
 
     def _run(self) -> None:
         try:
@@ -177,9 +250,9 @@ class EngineThread:
         """Tell all who wait that nothing comes any more; also called beside the dead thread."""
         with contextlib.suppress(queue.Empty):
             while True:
-                order, listener = self._inbox.get_nowait()
-                if order == "add":
-                    _call(listener.loop, listener.answer, _broken(error))
+                order = self._inbox.get_nowait()
+                if isinstance(order, _Add):
+                    _call(order.listener.loop, order.listener.answer, _broken(error))
         for name in list(self._listeners):
             listener = self._listeners.pop(name)
             _call(listener.loop, listener.give, [_broken(error), None], None)
@@ -191,21 +264,21 @@ class EngineThread:
             if is_idle:
                 self._pulse = replace(self._pulse, working_since=None)
             try:
-                order, listener = self._inbox.get(block=is_idle)
+                order = self._inbox.get(block=is_idle)
             except queue.Empty:
                 return True
             finally:
                 self._pulse = replace(self._pulse, working_since=time.monotonic())
-            if order == "close":
+            if order is None:
                 return False
-            if order == "add":
-                self._add(listener)
-            elif self._listeners.pop(listener.request.id, None) is not None:
-                self.engine.cancel(listener.request.id)
+            if isinstance(order, _Add):
+                self._add(order.listener, order.matchers)
+            elif self._listeners.pop(order.listener.request.id, None) is not None:
+                self.engine.cancel(order.listener.request.id)
 
-    def _add(self, listener: Listener) -> None:
+    def _add(self, listener: Listener, matchers: Matchers) -> None:
         try:
-            self.engine.add(listener.request)
+            self.engine.add(listener.request, matchers)
         except RequestError as error:
             _call(listener.loop, listener.answer, error)
             return
