@@ -50,7 +50,6 @@ JSON_FORM = {
 space where any is allowed. What a schema asks for and cannot be held is refused."""
 MAX_REASON = 300
 """Characters of what the library says that an answer repeats."""
-TOO_COMPLEX = "constraint_too_complex"
 
 
 class Matcher(ABC):

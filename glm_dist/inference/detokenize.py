@@ -7,6 +7,7 @@ waits until that is decided.
 
 import bisect
 import codecs
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -46,7 +47,12 @@ class TokenTexts:
 
     def holding(self, part: bytes) -> list[int]:
         """Tokens whose text has this in it."""
-        return [token for token, text in enumerate(self._bytes) if part in text]
+        joined, starts = self._joined
+        found = [place.start() for place in re.finditer(b"(?=" + re.escape(part) + b")", joined)]
+        places = np.array(found, dtype=np.int64)
+        tokens = np.searchsorted(starts, places, side="right") - 1
+        is_inside = places + len(part) <= starts[tokens + 1]
+        return np.unique(tokens[is_inside]).tolist()
 
     def beginning(self, part: bytes) -> list[int]:
         """Tokens whose text begins with this."""
@@ -54,6 +60,12 @@ class TokenTexts:
         start = bisect.bisect_left(self._sorted, part, key=self._bytes.__getitem__)
         end = bisect.bisect_right(self._sorted, part, key=lambda token: self._bytes[token][:size])
         return self._sorted[start:end]
+
+    @cached_property
+    def _joined(self) -> tuple[bytes, np.ndarray]:
+        """All texts in a row, and where each begins; the last entry is their end."""
+        sizes = [len(text) for text in self._bytes]
+        return b"".join(self._bytes), np.cumsum([0, *sizes])
 
     @cached_property
     def _sorted(self) -> list[int]:

@@ -18,11 +18,13 @@ from glm_dist.inference.adapters import Adapters
 from glm_dist.inference.admission import check_adapter, check_is_language_model, check_request
 from glm_dist.inference.beam import Beam, BeamSearch
 from glm_dist.inference.blocks import BlockPool, block_keys
-from glm_dist.inference.constraints import TOO_COMPLEX, Constraints, Matchers
+from glm_dist.inference.constraints import Constraints, Matchers
 from glm_dist.inference.detokenize import TokenTexts
 from glm_dist.inference.edits import build_rule
 from glm_dist.inference.paged import QUERY_TILE
 from glm_dist.inference.requests import (
+    NONE_ALLOWED,
+    TOO_COMPLEX,
     AnyRequest,
     Delta,
     Embedding,
@@ -285,7 +287,7 @@ class Engine:
     def _take(self, answer: Generated, choice: Choice) -> Output:
         """What a chosen token makes of an answer."""
         if not choice.is_finite:
-            return self._fail_to_choose(answer)
+            return self._fail_to_choose(answer, is_possible=choice.is_possible)
         ends = self._ends_of(answer.sampling)
         taken = answer.take(choice.token, ends, self.tokenizer.special, self.texts)
         is_kept = taken.token is not None
@@ -325,7 +327,7 @@ class Engine:
                 continue
             beam.continuations = continuations
             if not continuations.is_finite or beam.error:
-                yield self._fail_to_choose(beam)
+                yield self._fail_to_choose(beam, is_possible=True)
             elif beam.search.is_ready:
                 yield from self._advance(beam.search)
 
@@ -348,7 +350,7 @@ class Engine:
         group = beams[0].group
         assert isinstance(group.request, Request)
         if not search.found:
-            yield self._fail_to_choose(beams[0])
+            yield self._fail_to_choose(beams[0], is_possible=False)
             return
         best = search.found[0].beam
         if best.blanks[1:]:
@@ -398,12 +400,15 @@ class Engine:
         self._scheduler.remove(answer)
         self._work.leave(answer)
 
-    def _fail_to_choose(self, answer: Growing) -> Failure:
+    def _fail_to_choose(self, answer: Growing, *, is_possible: bool) -> Failure:
         """Nothing can come next."""
         if answer.error:
             reason = f"the constraint takes too much work ({answer.error}); simplify it"
             return self._fail(answer.group, reason, TOO_COMPLEX)
-        return self._fail(answer.group, "no token is left to choose, or the model gave no number")
+        if not is_possible:
+            reason = "all tokens that could come next are forbidden; allow more of them"
+            return self._fail(answer.group, reason, NONE_ALLOWED)
+        return self._fail(answer.group, "the model gave no number")
 
     def _fail(self, group: Group, reason: str, code: str | None = None) -> Failure:
         """One request breaks; the others go on."""

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from glm_dist.config import Settings
 
@@ -18,6 +18,11 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 MAX_LOGPROBS = 20
 """As many alternatives as the OpenAI interface can ask for."""
 MAX_BEAMS = 32
+TOO_COMPLEX = "constraint_too_complex"
+NONE_ALLOWED = "no_token_allowed"
+"""Codes of failures whose reason is the request itself."""
+UNREADABLE = "\ufffd"
+"""Stands in texts for bytes that are no character."""
 CONSTRAINTS = ("choices", "regex", "json_schema", "grammar")
 """Settings that say which texts an answer may be; one of them at a time."""
 
@@ -72,14 +77,24 @@ class SamplingSettings(Settings):
     grammar: str | None = None
     """The answer is a text of this grammar, in Lark's syntax or in EBNF as llama.cpp writes it."""
 
+    @field_validator("stop", "bad_words")
+    @classmethod
+    def _check_strings(cls, given: tuple[str, ...], about: ValidationInfo) -> tuple[str, ...]:
+        name = about.field_name
+        if "" in given:
+            raise ValueError(f"{name} holds an empty string, which all texts hold; leave it out")
+        if name == "bad_words" and any(UNREADABLE in word for word in given):
+            raise ValueError(
+                f"{name} holds U+FFFD, which stands for bytes that are no character and have no "
+                "spelling of their own; leave it out"
+            )
+        return given
+
     @model_validator(mode="after")
     def _check(self) -> Self:
         given = self._constraints
         if len(given) > 1:
             raise ValueError(f"{' and '.join(given)} cannot hold at once; give one of them")
-        for name in ("stop", "bad_words"):
-            if "" in getattr(self, name):
-                raise ValueError(f"{name} holds an empty string, which all texts hold; leave it")
         if given and (self.ignore_eos or self.min_tokens):
             raise ValueError(
                 f"{given[0]} says where an answer ends, and ignore_eos and min_tokens would "
@@ -264,7 +279,8 @@ class Failure:
     request_id: str
     message: str
     code: str | None = None
-    """For programs: `constraint_too_complex` where the request asked for too much."""
+    """For programs, where the request itself is the reason: `constraint_too_complex` or
+    `no_token_allowed`; null where the model or the machine is."""
 
 
 Output: TypeAlias = Delta | Scores | Embedding | Failure

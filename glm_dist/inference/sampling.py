@@ -46,6 +46,8 @@ class Choice:
     alternatives: tuple[Alternative, ...]
     is_finite: bool
     """False where the row had no number to choose by."""
+    is_possible: bool = True
+    """False where all tokens are forbidden."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +112,17 @@ class Sampler:
             rows = list(drawn)
             tokens[rows] = _draw(scores[rows], list(drawn.values()), [keys[row] for row in rows])
         logs = self._logprobs(logits, tokens, rules)
-        finite, ids = best.isfinite().tolist(), tokens.tolist()
+        finite, possible = best.isfinite().tolist(), (best != -torch.inf).tolist()
+        ids = tokens.tolist()
         return [
             None
             if rule is None
-            else Choice(ids[row], *_logs_of(logs, row, rule.num_logprobs), is_finite=finite[row])
+            else Choice(
+                ids[row],
+                *_logs_of(logs, row, rule.num_logprobs),
+                is_finite=finite[row],
+                is_possible=possible[row],
+            )
             for row, rule in enumerate(rules)
         ]
 

@@ -25,7 +25,8 @@ from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.metrics import METRICS_TYPE, Metrics
 from glm_dist.serve.openapi import describe
 from glm_dist.serve.page import add_page
-from glm_dist.serve.protocol import Body, CompletionRequest, InfillRequest
+from glm_dist.serve.parts import Body
+from glm_dist.serve.protocol import CompletionRequest, InfillRequest
 from glm_dist.serve.task_protocol import (
     ClassifyRequest,
     DecisionRequest,

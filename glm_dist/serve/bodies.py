@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.limits import RequestLimits
-from glm_dist.serve.protocol import Body
+from glm_dist.serve.parts import Body
 
 B = TypeVar("B", bound=Body)
 JSON_TYPE = "application/json"

@@ -11,7 +11,8 @@ from pydantic import Field
 
 from glm_dist.inference.requests import MAX_LOGPROBS
 from glm_dist.serve.errors import ApiError
-from glm_dist.serve.protocol import Body, Part, Sampled, listed
+from glm_dist.serve.parts import Body, Part, listed
+from glm_dist.serve.protocol import Sampled
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 

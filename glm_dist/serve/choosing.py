@@ -31,7 +31,7 @@ async def classify(context: Context, body: ClassifyRequest, caller: Caller) -> d
     """Probabilities of the labels for each text; they add up to 1."""
     prompts = context.prompts
     texts = [body.input] if isinstance(body.input, str) else body.input
-    prompts.check_count("input", len(texts), prompts.limits.max_prompts)
+    prompts.checks.count("input", len(texts), prompts.limits.max_prompts)
     _check_distinct(body.labels, "labels")
     requests = [
         prompts.of_options(body.template, {"input": text}, body.labels, "labels") for text in texts
@@ -66,7 +66,7 @@ async def score(context: Context, body: ScoreRequest, caller: Caller) -> dict[st
             param="text_2",
         )
     prompts = context.prompts
-    prompts.check_count("text_2", len(seconds), prompts.limits.max_prompts)
+    prompts.checks.count("text_2", len(seconds), prompts.limits.max_prompts)
     requests = [prompts.of_score(*pair) for pair in zip(firsts, seconds, strict=True)]
     found, usage = await context.asker.scores(requests, caller)
     frame = Frame("list", context.name, "score").of([])
@@ -87,7 +87,7 @@ async def score(context: Context, body: ScoreRequest, caller: Caller) -> dict[st
 async def decide(context: Context, body: DecisionRequest, caller: Caller) -> dict[str, Any]:
     """An answer to each question, in their order."""
     prompts = context.prompts
-    prompts.check_count("questions", len(body.questions), prompts.limits.max_questions)
+    prompts.checks.count("questions", len(body.questions), prompts.limits.max_questions)
     given = _read_input(body)
     requests = []
     for question in body.questions:

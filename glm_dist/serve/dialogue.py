@@ -57,7 +57,7 @@ def chat_tokens(
             400, "messages: this model has no chat template; use /v1/completions", param="messages"
         )
     prompts = context.prompts
-    prompts.check_count("messages", len(messages), prompts.limits.max_messages)
+    prompts.checks.count("messages", len(messages), prompts.limits.max_messages)
     most = context.settings.max_position_embeddings * prompts.limits.bytes_per_token
     return template.tokens(plain_messages(messages), tools, max_bytes=most, **options)
 
@@ -91,14 +91,14 @@ class _Dialogue:
         """What the engine is asked."""
         body, prompts = self._body, self._context.prompts
         part_a, place, start = self._part_a(called)
-        prompts.check_length(len(part_a), "messages")
+        prompts.checks.length(len(part_a), "messages")
         sampling = body.sampling(
             body.longest or prompts.room(len(part_a), place),
             (body.top_logprobs or 0) if body.logprobs else None,
             **self._form(called),
         )
         blanks = [prompts.blank(sampling, place, body.seed, start)]
-        return Request(new_id(), part_a, blanks, body.num_samples)
+        return Request(new_id(), part_a, blanks, body.num_samples, beams=body.beams)
 
     def _form(self, called: str | None) -> dict[str, Any]:
         """Arguments of a call keep to their schema; ChatGLM3's are Python, which none describes."""
@@ -171,7 +171,7 @@ class _Telling:
 
 
 def _check(context: Context, body: ChatRequest) -> None:
-    context.prompts.check_sampled(body)
+    context.prompts.checks.sampled(body)
     if body.top_logprobs is not None and not body.logprobs:
         raise ApiError(400, "top_logprobs: asks for logprobs: true", param="top_logprobs")
     if body.continue_final_message:

@@ -14,7 +14,8 @@ from glm_dist.serve.asking import Reply, chained, merged
 from glm_dist.serve.context import Context
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.keys import Caller
-from glm_dist.serve.protocol import BlankOptions, InfillRequest, Part, Sampled, Segment, listed
+from glm_dist.serve.parts import Part, listed
+from glm_dist.serve.protocol import BlankOptions, InfillRequest, Sampled, Segment
 from glm_dist.serve.replies import event
 
 DEFAULT_TOKENS = 64
@@ -63,7 +64,7 @@ def _request(context: Context, body: EditorRequest) -> Request:
     before = Segment(text=files + body.input_prefix + (body.prompt or ""))
     segments = [before, Segment(blank=BlankOptions()), Segment(text=body.input_suffix)]
     longest = DEFAULT_TOKENS if body.n_predict in (None, -1) else body.n_predict
-    shared = body.model_dump(include=set(Sampled.model_fields), exclude_none=True)
+    shared = body.model_dump(include=set(Sampled.model_fields), exclude_none=True, by_alias=True)
     asked = InfillRequest(**shared, segments=segments, max_tokens=longest)
     return context.prompts.of_infill(asked).request
 

@@ -123,7 +123,7 @@ class Endpoints:
         texts = self._context.prompts.texts(body.input, "input")
         requests = [self._context.prompts.of_embedding(text) for text in texts]
         for request in requests:
-            self._context.prompts.check_length(len(request.tokens), "input")
+            self._context.prompts.checks.length(len(request.tokens), "input")
         data: list[dict[str, Any]] = [{} for _ in requests]
         async with self._context.asker.asking(requests, caller) as streams:
             async for place, output in merged(streams):

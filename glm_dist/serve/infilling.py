@@ -32,7 +32,10 @@ async def infill(context: Context, body: InfillRequest, caller: Caller) -> Reply
             for (_, number, blank), answer in answers.items()
             if number == sample
         }
-        choices.append({"index": sample, **telling.filled([by_place[i] for i in sorted(by_place)])})
+        # A beam search may find fewer answers than are wanted.
+        if len(by_place) == len(asked.options):
+            filled = telling.filled([by_place[i] for i in sorted(by_place)])
+            choices.append({"index": sample, **filled})
     frame = Frame("infill", context.name, "infill")
     return {**frame.of(choices), "usage": usage}
 

@@ -36,7 +36,11 @@ class RequestLimits(Settings):
     max_stops: int = Field(4, ge=1)
     """Stop strings of one blank; OpenAI takes as many."""
     max_stop_bytes: int = Field(64, ge=1)
-    """Longest stop string, in UTF-8."""
+    """Longest stop string or bad word, in UTF-8."""
+    max_bad_words: int = Field(32, ge=1)
+    """Strings that an answer may not hold."""
+    max_beams: int = Field(16, ge=1, le=32)
+    """Width of a beam search."""
     max_logit_bias: int = Field(300, ge=1)
     """Tokens whose logits one request may change."""
     bytes_per_token: int = Field(16, ge=1)

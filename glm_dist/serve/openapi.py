@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from glm_dist.serve import shapes
-from glm_dist.serve.protocol import Body, Part
+from glm_dist.serve.parts import Body, Part
 
 _TEMPLATE = "#/components/schemas/{model}"
 _FAILURES = {

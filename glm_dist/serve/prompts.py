@@ -14,9 +14,10 @@ import numpy as np
 from glm_dist.inference import Blank, EmbedRequest, Request, SamplingSettings, ScoreRequest
 from glm_dist.inference.admission import TOO_LONG, room
 from glm_dist.model import ModelSettings
+from glm_dist.serve.checks import Checks
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.limits import RequestLimits
-from glm_dist.serve.protocol import BlankOptions, CompletionRequest, InfillRequest, Sampled
+from glm_dist.serve.protocol import BlankOptions, CompletionRequest, InfillRequest
 from glm_dist.tokenizer import PIECES, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
@@ -66,16 +67,16 @@ class Prompts:
     ) -> None:
         self._tokenizer, self._settings = tokenizer, settings
         self._special, self.limits = tokenizer.special, limits
+        self.checks = Checks(settings, limits)
 
     def of_completion(self, body: CompletionRequest) -> list[Completion]:
         """A request for each prompt."""
-        self._check_completion(body)
-        self.check_biases(body)
+        self.checks.completion(body)
         return [self._completion(body, text) for text in self.texts(body.prompt)]
 
     def of_infill(self, body: InfillRequest) -> Infill:
         """The text with its masks as blanks."""
-        self.check_sampled(body)
+        self.checks.sampled(body)
         pieces, options = self._pieces(body)
         if not options:
             raise ApiError(
@@ -83,7 +84,7 @@ class Prompts:
                 "input: has no [MASK], [sMASK] or [gMASK] to fill",
                 param="segments" if body.segments else "input",
             )
-        self.check_count("blanks", len(options), self.limits.max_blanks, "input")
+        self.checks.infill(body, len(options))
         part_a, places = [self._special.enc], []
         for piece in pieces:
             if isinstance(piece, int):
@@ -91,7 +92,7 @@ class Prompts:
                 part_a.append(self._mask_id(options[piece].type))
             else:
                 part_a += self.encode(piece, "input")
-        self.check_length(len(part_a), "input")
+        self.checks.length(len(part_a), "input")
         blanks = [
             self._blank_of(body, option, place)
             for option, place in zip(options, places, strict=True)
@@ -103,6 +104,7 @@ class Prompts:
             [blanks[index] for index in order],
             body.num_samples,
             is_joint=body.order != "independent",
+            beams=body.beams,
         )
         return Infill(request, tuple(pieces), tuple(options), order)
 
@@ -122,7 +124,7 @@ class Prompts:
         self, template: str, values: dict[str, str], labels: Sequence[str], param: str
     ) -> ScoreRequest:
         """Each label as an option at the mask of a template, in which only the values vary."""
-        self.check_count(param, len(labels), self.limits.max_options)
+        self.checks.count(param, len(labels), self.limits.max_options)
         part_a, place = [self._special.enc], None
         slots = "|".join(re.escape(f"{{{name}}}") for name in values)
         # The values themselves are never searched for masks or slots.
@@ -135,7 +137,7 @@ class Prompts:
         if place is None or any(f"{{{name}}}" not in template for name in values):
             wanted = ", ".join(f"{{{name}}}" for name in values)
             raise ApiError(400, f"template: has to hold {wanted} and [MASK]", param="template")
-        self.check_length(len(part_a), "input")
+        self.checks.length(len(part_a), "input")
         options = [self.encode(label, param) for label in labels]
         return ScoreRequest(new_id(), part_a, place, options)
 
@@ -150,7 +152,7 @@ class Prompts:
             raise ApiError(400, f"{param}: is empty; give at least one", param=param)
         if isinstance(several[0], int):
             several = [several]
-        self.check_count(param, len(several), self.limits.max_prompts)
+        self.checks.count(param, len(several), self.limits.max_prompts)
         return [self._text(one, param) for one in several]
 
     def encode(self, text: str, param: str) -> list[int]:
@@ -167,46 +169,6 @@ class Prompts:
                 n_ctx=longest,
             )
         return self._tokenizer.encode(text).tolist()
-
-    def check_length(self, num_tokens: int, param: str) -> None:
-        """Refuse a prompt that has more tokens than the model has positions."""
-        longest = self._settings.max_position_embeddings
-        if not room(num_tokens, num_tokens - 1, self._settings):
-            raise ApiError(
-                400,
-                f"{param}: the prompt has {num_tokens} tokens and this model has {longest} "
-                "positions; shorten it",
-                param=param,
-                code=TOO_LONG,
-                n_prompt_tokens=num_tokens,
-                n_ctx=longest,
-            )
-
-    def check_sampled(self, body: Sampled) -> None:
-        """Refuse more answers, stop strings and biases than are given."""
-        self.check_count("n", body.num_samples, self.limits.max_samples)
-        self._check_stops(body.stops)
-        self.check_biases(body)
-
-    def check_biases(self, body: Sampled) -> None:
-        """Refuse biases of ids that the model does not have, naming all of them."""
-        biases = body.logit_bias or {}
-        self.check_count("logit_bias", len(biases), self.limits.max_logit_bias)
-        wrong = [key for key in biases if int(key) >= self._settings.vocab_size]
-        if wrong:
-            raise ApiError(
-                400,
-                f"logit_bias: this model knows the ids 0 to {self._settings.vocab_size - 1}, and "
-                f"not {', '.join(wrong[:20])}",
-                param="logit_bias",
-            )
-
-    def check_count(self, name: str, count: int, most: int, param: str | None = None) -> None:
-        """Refuse more than there may be."""
-        if count > most:
-            raise ApiError(
-                400, f"{name}: got {count}; at most {most} are taken", param=param or name
-            )
 
     def blank(
         self, sampling: SamplingSettings, place: int, seed: int | None, start: int | None = None
@@ -226,18 +188,20 @@ class Prompts:
         if body.suffix:
             place = len(ids) + 1
             part_a = [*part_a[:place], special.mask, *self.encode(body.suffix, "suffix")]
-        self.check_length(len(part_a), "prompt")
+        self.checks.length(len(part_a), "prompt")
         wanted = body.max_tokens
         if wanted is None:
             wanted = min(DEFAULT_MAX_TOKENS, self.room(len(part_a), place))
         request = None
         if wanted:
-            num_samples = max(body.num_samples, body.best_of or 1)
+            beams, num_samples = body.beams, body.num_samples
+            if beams is None:
+                num_samples = max(num_samples, body.best_of or 1)
             num_logprobs = body.logprobs
             if num_samples > body.num_samples and num_logprobs is None:
                 num_logprobs = 0
             blanks = [self.blank(body.sampling(wanted, num_logprobs), place, body.seed)]
-            request = Request(new_id(), part_a, blanks, num_samples)
+            request = Request(new_id(), part_a, blanks, num_samples, beams=beams)
         scoring = None
         if body.echo and body.logprobs is not None and ids:
             scoring = self._scoring(ids, max(1, body.logprobs))
@@ -288,10 +252,10 @@ class Prompts:
         changes: dict[str, object] = {}
         if options.stop is not None:
             stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)
-            self._check_stops(stop)
+            self.checks.strings("stop", stop, self.limits.max_stops)
             changes["stop"] = stop
         if options.choices is not None:
-            self.check_count("choices", len(options.choices), self.limits.max_options, "blanks")
+            self.checks.count("choices", len(options.choices), self.limits.max_options, "blanks")
             changes["choices"] = tuple(options.choices)
         if options.json_schema is not None:
             changes["json_schema"] = json.dumps(options.json_schema)
@@ -308,7 +272,7 @@ class Prompts:
         assert isinstance(given, list)
         if not given:
             raise ApiError(400, f"{param}: holds an empty list of ids", param=param)
-        self.check_length(len(given), param)
+        self.checks.length(len(given), param)
         if max(given) >= self._settings.vocab_size:
             raise ApiError(
                 400,
@@ -321,35 +285,6 @@ class Prompts:
     def _mask_id(self, mask: str) -> int:
         role = ("mask", "smask", "gmask")[MASKS.index(mask)]
         return getattr(self._special, role)
-
-    def _check_completion(self, body: CompletionRequest) -> None:
-        self.check_sampled(body)
-        if body.suffix and body.echo:
-            raise ApiError(400, "echo: cannot go with suffix; leave one out", param="echo")
-        if body.max_tokens == 0 and not body.echo:
-            raise ApiError(
-                400, "max_tokens: 0 asks for nothing; only echo goes with it", param="max_tokens"
-            )
-        best_of = body.best_of or body.num_samples
-        self.check_count("best_of", best_of, self.limits.max_samples)
-        if best_of < body.num_samples:
-            raise ApiError(
-                400, f"best_of: got {best_of}, and n is {body.num_samples}", param="best_of"
-            )
-        if body.stream and best_of > body.num_samples:
-            raise ApiError(
-                400, "best_of: is known at the end, and cannot be streamed", param="best_of"
-            )
-
-    def _check_stops(self, stops: Sequence[str]) -> None:
-        self.check_count("stop", len(stops), self.limits.max_stops)
-        longest = max((len(stop.encode()) for stop in stops), default=0)
-        if longest > self.limits.max_stop_bytes:
-            raise ApiError(
-                400,
-                f"stop: one has {longest} bytes; at most {self.limits.max_stop_bytes} are taken",
-                param="stop",
-            )
 
 
 def new_id() -> str:

@@ -3,83 +3,25 @@
 It stands apart as the one place that names OpenAI's fields of completions, and ours of blanks.
 """
 
-import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field, ValidationError
 
-from glm_dist.inference.requests import CONSTRAINTS, MAX_LOGPROBS, SamplingSettings
+from glm_dist.inference.requests import (
+    CONSTRAINTS,
+    MAX_BEAMS,
+    MAX_LOGPROBS,
+    BeamSettings,
+    SamplingSettings,
+)
 from glm_dist.serve.errors import ApiError
+from glm_dist.serve.forms import Choices, Formed, Pattern
+from glm_dist.serve.parts import Part, TextOrTokens, Texts, Tokens, listed
 
-
-def listed(most: int, least: int = 0) -> Any:
-    """A list of so many, of which the first wrong entry is named, not all."""
-    return Field(fail_fast=True, min_length=least, max_length=most)
-
-
-Token = Annotated[int, Field(ge=0, lt=1 << 31)]
-Tokens = Annotated[list[Token], listed(1 << 17)]
-TokenLists = Annotated[list[Tokens], listed(1 << 12)]
-Texts = Annotated[list[str], listed(1 << 12)]
-Choices = Annotated[Texts, Field(min_length=1, max_length=256)]
-Pattern = Annotated[str, Field(min_length=1)]
-TextOrTokens = str | Texts | Tokens | TokenLists
-"""A text, several, the ids of one, or of several."""
-HINTS = {
-    "prompt_cache_key",
-    "prompt_cache_options",
-    "prompt_cache_retention",
-    "safety_identifier",
-}
-"""OpenAI's fields that no answer depends on."""
-OBJECT = '{"type": "object"}'
-"""Schema of any JSON object."""
-
-
-class Part(BaseModel):
-    """A part of a body: types are never guessed, and no number is infinite."""
-
-    model_config = ConfigDict(
-        extra="ignore", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-def _check_not_stored(store: bool | None) -> bool | None:
-    if store:
-        raise ValueError("nothing is kept here; leave it out")
-    return store
-
-
-class Body(Part):
-    """Fields that are unknown are kept aside, and named in a header of the reply."""
-
-    model_config = ConfigDict(extra="allow")
-
-    NEUTRAL: ClassVar[dict[str, tuple[Any, ...]]] = {}
-    """Fields that are known and not built, with the values at which they ask for nothing."""
-
-    model: str | None = Field(None, max_length=256)
-    """Name of the model; the one that is served where it is not given."""
-    user: str | None = None
-    metadata: dict[str, Any] | None = None
-    store: Annotated[bool | None, AfterValidator(_check_not_stored)] = None
-    service_tier: Literal["auto", "default"] | None = None
-
-    @property
-    def ignored(self) -> list[str]:
-        """Names of the fields that no rule knows."""
-        return sorted((self.model_extra or {}).keys() - self.NEUTRAL.keys() - HINTS)
-
-    def check_neutral(self) -> None:
-        """Refuse what is known to ask for something that is not built.
-
-        Raises:
-            ApiError: 400.
-        """
-        for name, values in self.NEUTRAL.items():
-            given = (self.model_extra or {}).get(name)
-            if given is not None and given not in values:
-                raise ApiError(400, f"{name}: is not offered; leave it out", param=name)
+OF_SEARCH = {"beam_width": (None,), "length_penalty": (None, 1), "early_stopping": (None, False)}
+"""Fields of a beam search alone, with the values at which they ask for none."""
+OF_DRAWING = {"temperature": (None, 0), "stop": (None, []), "stream": (None, False)}
+"""Fields that a beam search has no use for, with the values at which they ask for nothing."""
 
 
 class StreamOptions(Part):
@@ -91,70 +33,6 @@ class StreamOptions(Part):
     """The tokens used so far in every event."""
     include_obfuscation: bool | None = None
     """Taken and passed over: nothing is padded here."""
-
-
-class NamedSchema(Part):
-    """A JSON schema, which an answer is held to whether `strict` or not."""
-
-    name: str = Field(max_length=64)
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class ResponseFormat(Part):
-    """What the answer is, as OpenAI names it."""
-
-    type: Literal["text", "json_object", "json_schema"]
-    json_schema: NamedSchema | None = None
-
-    @property
-    def constraint(self) -> dict[str, Any]:
-        """The engine's setting; none for text.
-
-        Raises:
-            ApiError: 400 where the schema lacks.
-        """
-        if self.type == "text":
-            return {}
-        if self.type == "json_object":
-            return {"json_schema": OBJECT}
-        if self.json_schema is None:
-            raise ApiError(
-                400, "response_format: json_schema takes name and schema", param="response_format"
-            )
-        return {"json_schema": json.dumps(self.json_schema.schema_)}
-
-
-class StructuredOutputs(Part):
-    """What the answer is, as vLLM names it; one of these."""
-
-    json_: str | dict[str, Any] | None = Field(None, alias="json")
-    """A JSON schema, as text or not."""
-    json_object: bool | None = None
-    regex: Pattern | None = None
-    choice: Choices | None = None
-    grammar: Pattern | None = None
-    """In Lark's syntax, or in EBNF as llama.cpp writes it."""
-
-    @property
-    def constraint(self) -> dict[str, Any]:
-        """The engine's settings.
-
-        Raises:
-            ApiError: 400 where one of them would hide another.
-        """
-        if self.json_object and self.json_ is not None:
-            raise ApiError(
-                400, "json_object: cannot go with json; leave one out", param="structured_outputs"
-            )
-        schema = OBJECT if self.json_object else self.json_
-        given = {
-            "json_schema": schema if isinstance(schema, str | None) else json.dumps(schema),
-            "regex": self.regex,
-            "choices": None if self.choice is None else tuple(self.choice),
-            "grammar": self.grammar,
-        }
-        return {kind: value for kind, value in given.items() if value is not None}
 
 
 def _check_biases(value: Any) -> Any:
@@ -172,11 +50,11 @@ def _is_bias(key: str, bias: Any) -> bool:
     return key.isascii() and key.isdigit() and len(key) < 10 and is_number
 
 
-class Sampled(Body):
+class Sampled(Formed):
     """What all generating requests share."""
 
     temperature: float | None = Field(None, ge=0, le=2)
-    """0 takes the likeliest token; 1 where it is not given."""
+    """0 takes the likeliest token; 1 where it is not given, in a beam search 0."""
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1, lt=1 << 31)
     """0 and -1 for all."""
@@ -199,52 +77,48 @@ class Sampled(Body):
     ignore_eos: bool | None = None
     """The model may not end."""
     min_tokens: int | None = Field(None, ge=0, lt=1 << 31)
-    response_format: ResponseFormat | None = None
-    structured_outputs: StructuredOutputs | None = None
-    guided_json: str | dict[str, Any] | None = None
-    """This and those that follow are older names of the same."""
-    guided_regex: Pattern | None = None
-    guided_choice: Choices | None = None
-    guided_grammar: Pattern | None = None
+    bad_words: Annotated[Texts, Field(max_length=256)] | None = None
+    """Strings that no answer holds, however its tokens would spell them."""
+    use_beam_search: bool | None = None
+    """The n answers of the highest score in place of drawn ones; fewer where there are no more.
+    Nothing is streamed, since they are known at the end."""
+    beam_width: int | None = Field(None, ge=1, le=MAX_BEAMS)
+    """Beginnings that a beam search goes on with; n where it is not given."""
+    length_penalty: float | None = Field(None, ge=-8, le=8)
+    """Of a beam search: the sum of log-probabilities is divided by this power of their number, so
+    that above 0 long answers are favoured, and below 0 short ones; 1 where it is not given."""
+    early_stopping: bool | Literal["never"] | None = None
+    """Of a beam search: true ends it with as many answers as beams; false, as where it is not
+    given, when none as long as the beams are could be better; never, when none at all could."""
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-
-    @property
-    def constraint(self) -> dict[str, Any]:
-        """What all answers are held to, as settings of the engine; none for any text.
-
-        Raises:
-            ApiError: 400 where more than one thing is asked for.
-        """
-        guided = {
-            "json": self.guided_json,
-            "regex": self.guided_regex,
-            "choice": self.guided_choice,
-            "grammar": self.guided_grammar,
-        }
-        forms: dict[str, ResponseFormat | StructuredOutputs | None] = {
-            "response_format": self.response_format,
-            "structured_outputs": self.structured_outputs,
-        }
-        forms |= {
-            f"guided_{name}": StructuredOutputs(**{name: value})  # type: ignore[arg-type]
-            for name, value in guided.items()
-            if value is not None
-        }
-        given = [
-            (name, item)
-            for name, form in forms.items()
-            for item in (form.constraint.items() if form else ())
-        ]
-        if len(given) > 1:
-            names = " and ".join(dict.fromkeys(name for name, _ in given))
-            raise ApiError(400, f"{names}: an answer has one form; ask for one", param=given[-1][0])
-        return dict(item for _, item in given)
 
     @property
     def num_samples(self) -> int:
         """Answers to one prompt."""
         return self.n or 1
+
+    @property
+    def num_beams(self) -> int:
+        """Width of a beam search, where there is one."""
+        return self.beam_width or self.num_samples
+
+    @property
+    def beams(self) -> BeamSettings | None:
+        """How answers are searched for; None where they are drawn.
+
+        Raises:
+            ApiError: 400 where a field belongs to the other way.
+        """
+        for name, neutral in (OF_DRAWING if self.use_beam_search else OF_SEARCH).items():
+            if getattr(self, name) not in neutral:
+                how = "cannot go with" if self.use_beam_search else "is nothing without"
+                raise ApiError(400, f"{name}: {how} use_beam_search; leave it out", param=name)
+        if not self.use_beam_search:
+            return None
+        given = {"length_penalty": self.length_penalty, "early_stopping": self.early_stopping}
+        known: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        return BeamSettings(num_beams=self.num_beams, **known)
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -264,7 +138,7 @@ class Sampled(Body):
         Raises:
             ApiError: 400 when the fields do not go together.
         """
-        temperature = 1.0 if self.temperature is None else self.temperature
+        drawn = 0.0 if self.use_beam_search else 1.0
         constraint = {} if changes.keys() & set(CONSTRAINTS) else self.constraint
         given = {
             "top_p": self.top_p,
@@ -278,6 +152,7 @@ class Sampled(Body):
             "stop_tokens": tuple(self.stop_token_ids or ()),
             "num_logprobs": num_logprobs,
             "stop": self.stops,
+            "bad_words": tuple(self.bad_words or ()),
             **constraint,
             **changes,
         }
@@ -285,14 +160,14 @@ class Sampled(Body):
         try:
             return SamplingSettings(
                 max_tokens=max_tokens,
-                temperature=temperature,
+                temperature=drawn if self.temperature is None else self.temperature,
                 logit_bias={int(key): value for key, value in (self.logit_bias or {}).items()},
                 **known,
             )
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             name = str(first["loc"][0]) if first["loc"] else None
-            raise ApiError(400, first["msg"], param=name) from None
+            raise ApiError(400, first["msg"].removeprefix("Value error, "), param=name) from None
 
 
 class CompletionRequest(Sampled):
@@ -307,7 +182,12 @@ class CompletionRequest(Sampled):
     """The prompt before the answer."""
     logprobs: int | None = Field(None, ge=0, le=MAX_LOGPROBS)
     best_of: int | None = Field(None, ge=1, le=1 << 10)
-    """Answers of which the n likeliest, by token, are given."""
+    """Answers of which the n likeliest, by token, are given; in a beam search its width."""
+
+    @property
+    def num_beams(self) -> int:
+        """Width of a beam search, where there is one."""
+        return self.beam_width or self.best_of or self.num_samples
 
 
 class BlankOptions(Part):

@@ -96,7 +96,9 @@ def num_answers(request: AnyRequest) -> int:
         return 1
     if isinstance(request, ScoreRequest):
         return len(request.options)
-    return request.num_samples * (1 if request.is_joint else len(request.blanks))
+    # The beams of a search take one.
+    num_samples = 1 if request.beams else request.num_samples
+    return num_samples * (1 if request.is_joint else len(request.blanks))
 
 
 class Link:

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from glm_dist.serve.protocol import Body, Part, TextOrTokens, Texts, Tokens, listed
+from glm_dist.serve.parts import Body, Part, TextOrTokens, Texts, Tokens, listed
 
 
 class ClassifyRequest(Body):

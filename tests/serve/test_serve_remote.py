@@ -11,6 +11,7 @@ import pytest
 
 from glm_dist.errors import RequestError
 from glm_dist.inference import (
+    BeamSettings,
     Blank,
     Delta,
     EmbedRequest,
@@ -97,12 +98,14 @@ def prompts(tokenizer):
     shown = drawn.model_copy(update={"num_logprobs": 3})
     stopped = drawn.model_copy(update={"stop": ("zzzz", "e")})
     both = [Blank(1, drawn), Blank(len(holes) - 1, shown)]
+    searched = Blank(len(plain) - 1, SamplingSettings(max_tokens=9, num_logprobs=3))
     return {
         "samples": Request("samples", plain, [Blank(len(plain) - 1, drawn)], 4),
         "logprobs": Request("logprobs", plain, [Blank(len(plain) - 1, shown)], 2),
         "stop": Request("stop", plain, [Blank(len(plain) - 1, stopped)], 3),
         "blanks": Request("blanks", holes, both, 2),
         "apart": Request("apart", holes, both, 2, is_joint=False),
+        "search": Request("search", plain, [searched], 2, beams=BeamSettings(num_beams=3)),
     }
 
 
