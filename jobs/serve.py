@@ -46,9 +46,8 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.serve.opening import check_room
 
     application = build(settings)
-    if (
-        found_address() is None
-    ):  # else engines start on other machines, too, and check for themselves
+    is_own = found_address() is None
+    if is_own:  # else engines start on other machines, too, and check for themselves
         check_room(settings)
     logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
@@ -63,8 +62,12 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     asked.wait()
     print("draining and stopping", flush=True)
     drain(handle, settings.drain_seconds)
-    serve.delete(APPLICATION)
-    serve.shutdown()
+    if not is_own:
+        serve.delete(APPLICATION)
+        if not serve.status().applications:
+            serve.shutdown()
+    # A Ray of our own ends with its servers: while they answer, nobody is told that all routes are
+    # gone (404), only to ask again (503).
     ray.shutdown()
     return 0
 

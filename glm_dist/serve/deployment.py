@@ -201,8 +201,7 @@ def build(settings: ServeSettings) -> Application:
     """The application, for `serve.run` and, by its import path, for `serve deploy`.
 
     Raises:
-        ModelError: when there is no finished model.
-        ConfigError: when the keys cannot be read, or two models have one name.
+        ConfigError: when a model is not finished, two have one name, or keys cannot be read.
     """
     names = check_models(settings)
     ApiKeys.load(settings.api_keys)

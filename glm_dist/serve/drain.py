@@ -1,9 +1,12 @@
-"""An ASGI application that can be told to take nothing new, and knows what it has in work.
+"""The application behind Ray Serve: told to take nothing new, it knows what it has in work.
 
-It stands apart from the routes, which all end alike.
+It stands apart from the routes, which all end alike, and from servers that are not Serve.
 """
 
 from typing import Any, TypeAlias
+
+from starlette.datastructures import MutableHeaders
+from starlette.types import Message, Send
 
 from glm_dist.serve.errors import ApiError, error_response
 from glm_dist.serve.guard import Reply
@@ -26,8 +29,9 @@ class Draining:
         self._is_draining = True
         return self._in_work
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Scope, receive: Any, send: Send) -> None:
         """Answer, or refuse with 503."""
+        send = _without_id(send)
         if scope["type"] != "http" or scope["path"] in ALWAYS:
             await self._app(scope, receive, send)
             return
@@ -40,3 +44,14 @@ class Draining:
             await self._app(scope, receive, send)
         finally:
             self._in_work -= 1
+
+
+def _without_id(send: Send) -> Send:
+    """Sends on without the id of a request, which Serve puts into every reply itself."""
+
+    async def pass_on(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            del MutableHeaders(scope=message)["x-request-id"]
+        await send(message)
+
+    return pass_on

@@ -5,6 +5,8 @@ It stands apart from Ray, which calls it in every replica.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,20 +69,35 @@ def check_models(settings: ServeSettings) -> list[str]:
     """The names of all models, without those of their adapters.
 
     Raises:
-        ModelError: when one is not finished, or an adapter is none.
-        ConfigError: when two have one name.
+        ConfigError: with each model that is not finished, each adapter that is none, and each name
+            that two have.
     """
-    names = [check_model(hosted) for hosted in settings.hosted]
-    for hosted in settings.hosted:
-        for folder in adapter_folders(hosted).values():
-            AdapterFolder(folder)
+    problems, names = list[str](), list[str]()
+    for number, hosted in enumerate(settings.hosted):
+        place = f"models.{number - 1}." if number else ""
+        with _noting(problems, f"{place}model"):
+            names.append(check_model(hosted))
+        for name, folder in adapter_folders(hosted).items():
+            with _noting(problems, f"{place}adapters.{name}"):
+                AdapterFolder(folder)
     every = [*names, *(name for hosted in settings.hosted for name in hosted.adapters)]
     twice = sorted({name for name in every if every.count(name) > 1})
     if twice:
-        raise ConfigError(
+        problems.append(
             f"models: {', '.join(twice)} stands for more than one; give each a name of its own"
         )
+    if problems:
+        raise ConfigError(problems)
     return names
+
+
+@contextmanager
+def _noting(problems: list[str], setting: str) -> Iterator[None]:
+    """Put down what is wrong with a model, and go on."""
+    try:
+        yield
+    except ModelError as error:
+        problems.append(f"{setting}: {error}")
 
 
 def check_room(settings: ServeSettings) -> None:

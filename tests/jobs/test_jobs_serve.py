@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import openai
 import psutil
 import pytest
@@ -70,11 +71,24 @@ def test_a_model_is_served_until_sigterm(home, flags):
     assert reply.usage.completion_tokens <= 4
     parts = client.completions.create(model="tiny", prompt="The list", max_tokens=4, stream=True)
     assert list(parts)[-1].choices[0].finish_reason
+    url = f"http://127.0.0.1:{port}/v1/models"
+    assert len(httpx.get(url).headers.get_list("x-request-id")) == 1
     job.send_signal(signal.SIGTERM)
+    assert statuses(url) <= {200, 503}
     rest = job.stdout.read()
     assert job.wait(60) == 0, rest
     assert "Traceback" not in "".join([*lines, rest])
     assert not psutil.wait_procs(children, timeout=60)[1]
+
+
+def statuses(url):
+    """What is answered until nobody listens any more."""
+    found = set()
+    while True:
+        try:
+            found.add(httpx.get(url, timeout=30).status_code)
+        except httpx.TransportError:
+            return found
 
 
 @pytest.mark.parametrize(

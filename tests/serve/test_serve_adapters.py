@@ -6,7 +6,7 @@ import httpx
 import pytest
 from adapters import save_base, save_random
 
-from glm_dist.errors import ConfigError, ModelError
+from glm_dist.errors import ConfigError
 from glm_dist.inference import Blank, Request, SamplingSettings
 from glm_dist.model.tuning_settings import TuningSettings
 from glm_dist.serve.app import build_app
@@ -85,8 +85,22 @@ def test_a_name_stands_for_one_model_or_adapter_and_an_adapter_is_one(folders):
     taken = ServeSettings(**base, adapters={"base": str(folders / "polite")})
     with pytest.raises(ConfigError, match="base stands for more than one"):
         check_models(taken)
-    with pytest.raises(ModelError, match="is no adapter"):
+    with pytest.raises(ConfigError, match="adapters.polite: .* is no adapter"):
         check_models(ServeSettings(**base, adapters={"polite": str(folders / "base")}))
+
+
+def test_all_that_is_wrong_with_models_is_said_at_once(folders):
+    base, none = str(folders / "base"), str(folders / "none")
+    more = [
+        {"model": none},
+        {"model": base, "adapters": {"brief": base, "base": str(folders / "polite")}},
+    ]
+    with pytest.raises(ConfigError) as error:
+        check_models(ServeSettings(model=str(folders / "other"), models=more))
+    starts = ("model: ", "models.0.model: ", "models.1.adapters.brief: ", "models: base stands")
+    assert len(error.value.problems) == len(starts)
+    for problem, start in zip(error.value.problems, starts, strict=True):
+        assert problem.startswith(start)
 
 
 def test_a_front_asks_only_engines_that_have_the_adapter(hosted, tokenizer):
