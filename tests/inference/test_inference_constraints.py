@@ -145,10 +145,11 @@ def test_json_of_random_schemas_parses_and_validates(constraints, either_tokeniz
 def test_a_regex_allows_exactly_what_can_still_match(pattern, constraints, either_tokenizer):
     texts, special = TokenTexts(either_tokenizer), either_tokenizer.special
     walk_texts = set()
-    for walk in walks(constraints, either_tokenizer, SamplingSettings(regex=pattern), longest=12):
+    sampling = SamplingSettings(regex=pattern)
+    for walk in walks(constraints, either_tokenizer, sampling, count=12, longest=12):
         assert regex.fullmatch(pattern, walk.text, partial=not walk.is_ended)
         walk_texts.add(walk.text)
-        state = constraints.prepare(SamplingSettings(regex=pattern)).fork()
+        state = constraints.prepare(sampling).fork()
         for place, token in enumerate([*walk.tokens, None]):
             begun = texts.join(walk.tokens[:place])
             allowed = constraints.allowed([state], 1)[0]
