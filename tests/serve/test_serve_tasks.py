@@ -59,7 +59,7 @@ def test_chat_logprobs_hold_bytes(server):
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages"),
         ({"top_logprobs": 2}, "top_logprobs"),
         ({"tools": [{}]}, "tools"),
-        ({"response_format": {"type": "json_object"}}, "response_format"),
+        ({"response_format": {"type": "xml"}}, "response_format"),
     ],
 )
 def test_chats_that_cannot_be_answered_name_the_field(server, change, param):
