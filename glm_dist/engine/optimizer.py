@@ -1,40 +1,54 @@
-"""AdamW as every engine uses it: torch's fused kernels, decay on matrices only.
+"""AdamW as every engine uses it: torch's fused kernels, decay on matrices only, rates by layer.
 
 It stands apart so that the twin and all ZeRO stages update by the same code.
 """
 
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from glm_dist.engine.settings import EngineSettings
+from glm_dist.model.tuning import rate_share_of
+
+
+class Traits(NamedTuple):
+    """How a parameter is updated."""
+
+    is_decayed: bool
+    """Whether weight decay applies: to matrices, not to biases and norms."""
+    rate_share: float
+    """Its learning rate as a share of the run's."""
+
+
+def traits_of(parameter: Tensor) -> Traits:
+    """Those of one of the model's parameters."""
+    return Traits(parameter.ndim >= 2, rate_share_of(parameter))
 
 
 def build_optimizer(
-    parameters: Iterable[tuple[nn.Parameter, bool]], settings: EngineSettings
+    parameters: Iterable[tuple[nn.Parameter, Traits]], settings: EngineSettings
 ) -> AdamW:
-    """AdamW over (parameter, whether it decays), in two groups; its learning rate is 0 for now."""
-    pairs = list(parameters)
-    decayed = [parameter for parameter, decays in pairs if decays]
-    others = [parameter for parameter, decays in pairs if not decays]
-    groups = [
-        {"params": decayed, "weight_decay": settings.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
+    """AdamW with a group for each of the traits that occur; its learning rate is 0 for now."""
+    groups: dict[Traits, list[nn.Parameter]] = {}
+    for parameter, traits in parameters:
+        groups.setdefault(traits, []).append(parameter)
     return AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {
+                "params": members,
+                "weight_decay": settings.weight_decay if traits.is_decayed else 0.0,
+                "rate_share": traits.rate_share,
+            }
+            for traits, members in sorted(groups.items(), key=lambda one: one[0], reverse=True)
+        ],
         lr=0.0,
         betas=(settings.beta1, settings.beta2),
         eps=settings.eps,
         fused=True,
     )
-
-
-def is_decayed(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to biases and norms."""
-    return parameter.ndim >= 2
 
 
 def create_states(optimizer: AdamW, masters: Iterable[nn.Parameter]) -> None:
@@ -52,6 +66,6 @@ def create_states(optimizer: AdamW, masters: Iterable[nn.Parameter]) -> None:
 
 
 def set_learning_rate(optimizer: AdamW, learning_rate: float) -> None:
-    """The rate of the next step, in all groups."""
+    """The rate of the next step; each group gets its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        group["lr"] = learning_rate * group["rate_share"]

@@ -25,8 +25,8 @@ from glm_dist.engine.loss_scale import LossScale
 from glm_dist.engine.optimizer import (
     build_optimizer,
     create_states,
-    is_decayed,
     set_learning_rate,
+    traits_of,
 )
 from glm_dist.engine.settings import EngineSettings
 from glm_dist.engine.timer import ForwardTimer
@@ -60,8 +60,9 @@ class TwinEngine:
         self._model = model.to(dtype)
         self._weights: list[Tensor] = [w for _, w in trained_parameters(model)]
         self._gradients = self._attach_gradients()
-        pairs = [(master, is_decayed(master)) for _, master in self._masters]
-        self._adam = build_optimizer(pairs, settings)
+        traits = [traits_of(weight) for weight in self._weights]
+        masters = [master for _, master in self._masters]
+        self._adam = build_optimizer(zip(masters, traits, strict=True), settings)
         create_states(self._adam, (master for _, master in self._masters))
         self._grad_norm = torch.zeros((), device=device)
 

@@ -19,8 +19,8 @@ from glm_dist.engine.loss_scale import LossScale
 from glm_dist.engine.optimizer import (
     build_optimizer,
     create_states,
-    is_decayed,
     set_learning_rate,
+    traits_of,
 )
 from glm_dist.engine.seam import (
     StepGate,
@@ -58,7 +58,7 @@ class ZeroEngine:
         self.trained_names = frozenset(name for name, _ in trained)
         self._frozen = FrozenWeights(model, rebuilt, self.rank, self.world_size)
         initial = _copy_weights(trained) if dtype != torch.float32 else None
-        self._adam = build_optimizer([(p, is_decayed(p)) for _, p in trained], settings)
+        self._adam = build_optimizer([(p, traits_of(p)) for _, p in trained], settings)
         self._engine = self._initialize(model)
         create_states(self._adam, master_weights(self._engine, self._adam))
         self._gate = StepGate(self._engine)

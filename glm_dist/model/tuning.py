@@ -5,11 +5,12 @@ It stands apart from the model because names are all that it knows of it.
 
 import difflib
 import math
+import re
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from glm_dist.errors import ConfigError
 from glm_dist.model.init import stream_of
@@ -20,6 +21,8 @@ from glm_dist.model.tuning_settings import TuningSettings
 
 PREFIX = "prefix_encoder."
 HEAD = "score."
+_EMBEDDINGS = re.compile(r"(word_embeddings|transformer\.(block_)?position_embeddings)\.")
+_LAYER = re.compile(r"transformer\.layers\.(\d+)\.")
 
 
 def apply_tuning(model: GLM, tuning: TuningSettings) -> GLM:
@@ -43,6 +46,7 @@ def apply_tuning(model: GLM, tuning: TuningSettings) -> GLM:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(is_added(name))
     freeze(model, tuning.frozen)
+    set_rate_shares(model, tuning.layer_decay)
     return model
 
 
@@ -108,6 +112,24 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         )
     if problems:
         raise ConfigError(problems)
+
+
+def set_rate_shares(model: GLM, decay: float) -> None:
+    """Give every parameter its share of the learning rate, as ELECTRA does (Clark et al. 2020).
+
+    What stands above the layers has all of it, each layer `decay` times what the one above has,
+    and the embeddings, whose table gives the words at the end too, the least.
+    """
+    top = model.settings.num_layers + 1
+    for name, parameter in model.named_parameters():
+        found = _LAYER.match(name)
+        below = top - 1 - int(found[1]) if found else top * bool(_EMBEDDINGS.match(name))
+        parameter.rate_share = decay**below  # type: ignore[attr-defined]
+
+
+def rate_share_of(parameter: Tensor) -> float:
+    """Its learning rate as a share of the run's."""
+    return getattr(parameter, "rate_share", 1.0)
 
 
 def num_trained(model: nn.Module) -> int:

@@ -40,6 +40,10 @@ class TuningSettings(Settings):
     """Patterns of parameter names that are left as they are, with shell wildcards over the whole
     name, e.g. `word_embeddings.*` or `transformer.layers.[0-5].*`."""
 
+    layer_decay: float = Field(1.0, gt=0, le=1)
+    """Learning rate of each layer as a share of that of the layer above it, down to the embeddings;
+    what lies near the text then keeps more of what it knows. 1 for the same in all."""
+
     @property
     def is_adapter(self) -> bool:
         """Whether the model's own parameters stay as they are."""

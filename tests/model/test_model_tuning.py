@@ -7,7 +7,7 @@ import torch
 
 from glm_dist.errors import ConfigError, DependencyError
 from glm_dist.model import ModelSettings, TuningSettings, build_model
-from glm_dist.model.tuning import apply_tuning, meta_model, target_names
+from glm_dist.model.tuning import apply_tuning, meta_model, rate_share_of, target_names
 from glm_dist.model.tuning_settings import LINEAR_MAPS
 
 SETTINGS = ModelSettings(preset=None, num_layers=12, hidden_size=16, num_heads=2, vocab_size=50)
@@ -124,3 +124,16 @@ def test_settings_without_effect_are_named():
     assert TuningSettings(kind="p_tuning", alpha=2).warnings() == [
         "tuning.alpha: has no effect, because tuning.kind is p_tuning"
     ]
+
+
+def test_layers_near_the_text_learn_more_slowly():
+    settings = SETTINGS.model_copy(update={"num_layers": 3})
+    model = meta_model(settings, TuningSettings(layer_decay=0.5))
+    shares = {name: rate_share_of(parameter) for name, parameter in model.named_parameters()}
+    assert shares["transformer.final_layernorm.weight"] == 1.0
+    for layer, share in enumerate((0.125, 0.25, 0.5)):
+        names = [name for name in shares if name.startswith(f"transformer.layers.{layer}.")]
+        assert {shares[name] for name in names} == {share}
+    assert shares["word_embeddings.weight"] == 0.0625
+    same = meta_model(settings, TuningSettings())
+    assert {rate_share_of(parameter) for parameter in same.parameters()} == {1.0}
