@@ -7,10 +7,6 @@ import engine_scenarios as scenarios
 import pytest
 from distributed import run_ranks
 
-SAME = [(name, name) for name in (*scenarios.BACKENDS, *scenarios.OFFLOADED)]
-OTHER_STAGE = [("zero2", "zero3"), ("zero3", "zero1"), ("zero2", "twin"), ("twin", "zero2")]
-ONE_RANK = [("zero2", "zero2"), ("zero3", "zero3"), ("zero1", "zero3"), ("zero0", "twin")]
-
 
 class Life(NamedTuple):
     """What the ranks found, in rank order, and the folder they wrote to."""
@@ -40,7 +36,9 @@ def narrow_life(tmp_path_factory: pytest.TempPathFactory) -> Life:
 def resumed(life: Life) -> list[dict[Any, Any]]:
     """The fp32 checkpoints in two new processes, on the same and on another stage."""
     options = {"dtype": "float32"}
-    return run_ranks(2, scenarios.second_life, str(life.folder), options, SAME + OTHER_STAGE)
+    return run_ranks(
+        2, scenarios.second_life, str(life.folder), options, scenarios.SAME + scenarios.OTHER_STAGE
+    )
 
 
 @pytest.fixture(scope="session")
@@ -48,10 +46,14 @@ def narrow_resumed(narrow_life: Life) -> list[dict[Any, Any]]:
     """The same in bf16."""
     options = {"dtype": "bfloat16"}
     folder = str(narrow_life.folder)
-    return run_ranks(2, scenarios.second_life, folder, options, SAME + OTHER_STAGE)
+    return run_ranks(
+        2, scenarios.second_life, folder, options, scenarios.SAME + scenarios.OTHER_STAGE
+    )
 
 
 @pytest.fixture(scope="session")
 def alone(life: Life) -> dict[str, Any]:
     """The fp32 checkpoints in one new process, and what that one computes from the start."""
-    return run_ranks(1, scenarios.life_alone, str(life.folder), {"dtype": "float32"}, ONE_RANK)[0]
+    return run_ranks(
+        1, scenarios.life_alone, str(life.folder), {"dtype": "float32"}, scenarios.ONE_RANK
+    )[0]

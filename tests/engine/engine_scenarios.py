@@ -27,6 +27,9 @@ MICRO_BATCHES = 2
 LEARNING_RATE = 1e-2
 BACKENDS = ("twin", "zero0", "zero1", "zero2", "zero3")
 OFFLOADED = ("zero2-offloaded", "zero3-offloaded")
+SAME = [(name, name) for name in (*BACKENDS, *OFFLOADED)]
+OTHER_STAGE = [("zero2", "zero3"), ("zero3", "zero1"), ("zero2", "twin"), ("twin", "zero2")]
+ONE_RANK = [("zero2", "zero2"), ("zero3", "zero3"), ("zero1", "zero3"), ("zero0", "twin")]
 _LINEAR = F.linear
 
 

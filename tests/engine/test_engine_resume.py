@@ -1,7 +1,7 @@
 """A checkpoint continues bitwise on the same world, and within rounding on any other."""
 
 import pytest
-from conftest import ONE_RANK, OTHER_STAGE, SAME
+from engine_scenarios import ONE_RANK, OTHER_STAGE, SAME
 
 
 @pytest.mark.parametrize("move", SAME)
