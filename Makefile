@@ -25,9 +25,10 @@ setup: $(VENV)/.done
 demo: $(VENV)/.done
 	@KILL=$(KILL) $(BIN)/python jobs/demo.py
 
-# Two workers of one thread each: what starts Ray runs on one of them, all else on the other.
+# A file stays on one worker, of one thread; the third one fills the time in which others wait for
+# processes that they started.
 test: $(VENV)/.done
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder
 
 slow: $(VENV)/.done
 	@$(BIN)/python -m pytest -q -m slow

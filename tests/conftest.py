@@ -13,14 +13,6 @@ import pytest  # noqa: E402
 from faults import FaultRecord  # noqa: E402
 
 
-@pytest.hookimpl(tryfirst=True)  # pytest-xdist reads the groups in the same hook
-def pytest_collection_modifyitems(items):
-    """With `-n 2 --dist loadgroup` a folder stays on one worker, all that start Ray on one."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else str(item.path.parent)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session")
 def faults():
     """Takes down what came of the rows of the fault plan; written at the end where asked for."""

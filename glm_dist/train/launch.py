@@ -63,7 +63,7 @@ from glm_dist.train.supervise import (
     keep_claim,
     supervise,
 )
-from glm_dist.train.trainer import RankTrainer
+from glm_dist.train.trainer import RankTrainer, start_controllers
 from glm_dist.train.worker import SIGNS_FOLDER, Job, run_rank
 
 logger = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class RayWorkers:
 
     def __init__(self, job: Job, source: RowSource, watch: "_Watch") -> None:
         self._job, self._source, self._watch = job, source, watch
+        self._controllers = start_controllers()
 
     def room(self) -> int:
         """Workers the cluster has room for."""
@@ -187,6 +188,7 @@ class RayWorkers:
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
                 worker_runtime_env={"env_vars": {} if use_gpu else kept_memory()},
             ),
+            self._controllers,
         )
         self._watch.begin(attempt)
         failure = None
@@ -196,6 +198,7 @@ class RayWorkers:
             failure = as_failure(error)
         except ray.exceptions.RayError as error:
             failure = Failure(f"the Ray Train controller is gone ({type(error).__name__})")
+            self._controllers = start_controllers()
         finally:
             hang = self._watch.end()
             end_streams(streams)

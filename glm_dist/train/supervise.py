@@ -32,7 +32,8 @@ HOLDER_SECONDS = 60.0
 """A holder on another machine that has not shown itself for so long is dead."""
 JOURNAL_NAME = "journal.jsonl"
 PAUSE_SECONDS = 2.0
-"""The first retry after a failure comes at once, the second after this, then ever later."""
+"""The first retry after a failure comes at once, the second so long after the start of the attempt
+that failed, later ones ever later."""
 LONGEST_PAUSE_SECONDS = 60.0
 ROOM_SECONDS = 5.0
 
@@ -65,6 +66,7 @@ def supervise(
     fingerprints: dict[str, str],
     workers: Workers,
     sleep: Callable[[float], None] = time.sleep,
+    now: Callable[[], float] = time.monotonic,
 ) -> Ending:
     """Launch attempts until the run is finished or somebody asked it to stop.
 
@@ -84,6 +86,7 @@ def supervise(
         state = attempt.train_state
         start = {"step": state.step, "world_size": world_size, "seconds": state.seconds}
         journal.add("attempt", number=attempt.number, **start)
+        started = now()
         failure = workers.run(attempt)
         stop = read_stop(run_folder)
         if failure is None:
@@ -104,7 +107,12 @@ def supervise(
         failures.append(failure)
         check_failures(failures, settings.workers.max_failures)
         logger.warning("attempt %d failed: %s; the run goes on", attempt.number, failure.text)
-        sleep(min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * (2 ** (len(failures) - 1) - 1)))
+        sleep(max(0.0, started + pause_seconds(len(failures)) - now()))
+
+
+def pause_seconds(failures: int) -> float:
+    """Least time between the starts of two attempts after so many failures without progress."""
+    return min(LONGEST_PAUSE_SECONDS, PAUSE_SECONDS * (2 ** (failures - 1) - 1))
 
 
 def wait_for_room(

@@ -192,16 +192,18 @@ class Load:
     timeout: float = 120
     outcomes: list[Outcome] = field(default_factory=list)
 
-    async def run(self, per_second, seconds=None, until=None):
-        """Ask for so long, or until an event; return when all is answered."""
+    async def run(self, per_second, seconds=None, until=None, count=None):
+        """Ask for so long, so often, or until an event; return when all is answered."""
         tasks = []
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=200)
         async with httpx.AsyncClient(
             base_url=self.url, timeout=self.timeout, limits=limits
         ) as http:
             start = time.monotonic()
-            while (until is None or not until.is_set()) and (
-                seconds is None or time.monotonic() - start < seconds
+            while (
+                (until is None or not until.is_set())
+                and (seconds is None or time.monotonic() - start < seconds)
+                and (count is None or len(tasks) < count)
             ):
                 tasks.append(asyncio.create_task(self._ask(http, len(tasks))))
                 await asyncio.sleep(max(0, start + len(tasks) / per_second - time.monotonic()))

@@ -80,7 +80,7 @@ def terminate_under(served, oracle, count):
     refused = set()
 
     async def act():
-        begun = asyncio.create_task(load.run(200, seconds=count / 200))
+        begun = asyncio.create_task(load.run(200, count=count))
         while len([each for each in load.outcomes if each.first]) < count:
             await asyncio.sleep(0.01)
         served.job.send_signal(signal.SIGTERM)
@@ -171,7 +171,7 @@ def test_a_stopped_engine_is_noticed_and_replaced(home, oracle, faults):
 
 async def begin_then(load, count, act):
     """So many streams, and something done once they have begun."""
-    asking = asyncio.create_task(load.run(200, seconds=count / 200))
+    asking = asyncio.create_task(load.run(200, count=count))
     while len([each for each in load.outcomes if each.first]) < count:
         await asyncio.sleep(0.01)
     await asyncio.to_thread(act)

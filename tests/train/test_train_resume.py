@@ -132,6 +132,7 @@ def test_two_then_one_then_three_ranks_in_float64_is_the_undisturbed_curve(
     faults.add("T14-float64", 1, 1, furthest=f"{furthest:.1e}")
 
 
+@pytest.mark.slow
 def test_two_then_one_then_three_ranks_under_zero_2_stays_within_rounding(dataset, tmp_path):
     check_zero(dataset, tmp_path, 2, 12, ((2, 4), (1, 8), (3, None)), (2,))
 

@@ -139,6 +139,25 @@ def test_failures_without_progress_end_the_run_and_progress_forgives_them(tmp_pa
     assert len(read_attempts(tmp_path)) == 4
 
 
+def test_retries_come_at_once_and_then_ever_later_counted_from_the_attempts_start(
+    tmp_path, settings
+):
+    """An attempt that lasted longer than the pause has had it; one that died at once has not."""
+    clock, pauses = [0.0], []
+
+    class Lasting(ScriptedWorkers):
+        def run(self, attempt):
+            clock[0] += seconds.pop(0)
+            return super().run(attempt)
+
+    dead = Failure("rank 1 died")
+    seconds = [1, 30, 4, 1]
+    workers = Lasting(tmp_path, [dead, dead, dead, FINISHED])
+    claim_run_folder(tmp_path, settings)
+    supervise(tmp_path, settings, {}, workers, sleep=pauses.append, now=lambda: clock[0])
+    assert pauses == [0, 0, 2]  # of 0, 2 and 6
+
+
 def test_what_the_user_can_mend_is_raised_at_once(tmp_path, settings):
     failure = Failure("wrong rows", error=DataError("wrong rows"))
     with pytest.raises(DataError, match="wrong rows"):
