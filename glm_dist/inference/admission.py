@@ -8,9 +8,10 @@ from collections.abc import Sequence
 
 from glm_dist.errors import ModelError, RequestError
 from glm_dist.inference.requests import (
+    PROMPT_REQUESTS,
     AnyRequest,
     Blank,
-    EmbedRequest,
+    LabelRequest,
     Request,
     SamplingSettings,
     ScoreRequest,
@@ -29,10 +30,15 @@ def check_is_language_model(settings: ModelSettings) -> None:
         ModelError: with what it does instead.
     """
     if settings.head.is_classifier:
-        raise ModelError(
-            f"this model's head scores the labels {', '.join(settings.head.labels)} and no tokens; "
-            "generate with a language model"
-        )
+        raise ModelError(_without_tokens(settings))
+
+
+def _without_tokens(settings: ModelSettings) -> str:
+    labels = ", ".join(settings.head.labels[:20])
+    return (
+        f"this model's head scores the labels {labels} and no tokens; ask it for its labels, or "
+        "another model for text"
+    )
 
 
 def check_adapter(request: AnyRequest, names: Sequence[str]) -> None:
@@ -59,9 +65,13 @@ def check_request(
         RequestError: with the field and the remedy.
     """
     _check_prompt(request.tokens, settings)
-    if isinstance(request, EmbedRequest):
+    if isinstance(request, PROMPT_REQUESTS):
+        if isinstance(request, LabelRequest):
+            _check_labelled(request, settings)
         _check_blocks(request, 0, limits)
         return
+    if settings.head.is_classifier:
+        raise RequestError(_without_tokens(settings), param="model")
     special = tokenizer.special
     masks = (special.mask, special.smask, special.gmask)
     if isinstance(request, ScoreRequest):
@@ -106,6 +116,21 @@ def _check_ids(tokens: Sequence[int], settings: ModelSettings, param: str) -> No
         raise RequestError(
             f"{param} holds the ids {wrong[:5]}; this model knows 0 to {settings.vocab_size - 1}",
             param=param,
+        )
+
+
+def _check_labelled(request: LabelRequest, settings: ModelSettings) -> None:
+    if not settings.head.is_classifier:
+        raise RequestError(
+            "this model has no head that scores labels; compare the words of labels at a mask",
+            param="model",
+        )
+    wrong = [place for place in request.places if not 0 <= place < len(request.tokens)]
+    if wrong or not request.places:
+        raise RequestError(
+            f"places holds {wrong[:5]} and the prompt has {len(request.tokens)} tokens; name one "
+            "place of them or several",
+            param="places",
         )
 
 

@@ -15,15 +15,15 @@ from torch import Tensor
 from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.errors import RequestError
 from glm_dist.inference.adapters import Adapters
-from glm_dist.inference.admission import check_adapter, check_is_language_model, check_request
+from glm_dist.inference.admission import check_adapter, check_request
 from glm_dist.inference.beam import Beam, BeamSearch
 from glm_dist.inference.blocks import BlockPool, block_keys
 from glm_dist.inference.constraints import Constraints, Matchers
 from glm_dist.inference.detokenize import TokenTexts
 from glm_dist.inference.edits import build_rule
-from glm_dist.inference.paged import QUERY_TILE
 from glm_dist.inference.requests import (
     NONE_ALLOWED,
+    PROMPT_REQUESTS,
     TOO_COMPLEX,
     AnyRequest,
     Delta,
@@ -31,6 +31,8 @@ from glm_dist.inference.requests import (
     EmbedRequest,
     EngineStats,
     Failure,
+    Labelled,
+    LabelRequest,
     Output,
     Request,
     SamplingSettings,
@@ -41,7 +43,14 @@ from glm_dist.inference.requests import (
 from glm_dist.inference.runner import Runner
 from glm_dist.inference.sampling import Choice, Rule, Sampler, noise_key
 from glm_dist.inference.scheduler import Chunk, Row, Scheduler
-from glm_dist.inference.sequences import EmbeddedPrompt, Generated, Group, Growing, Scored
+from glm_dist.inference.sequences import (
+    EmbeddedPrompt,
+    Generated,
+    Group,
+    Growing,
+    LabelledPrompt,
+    Scored,
+)
 from glm_dist.inference.sequences import Sequence as Answer
 from glm_dist.inference.settings import EngineLimits
 from glm_dist.inference.vocabulary import ending_ids, forbidden_ids
@@ -63,7 +72,6 @@ class Engine:
         adapters: Mapping[str, AdapterFolder] | None = None,
     ) -> None:
         """Args: a model on its device; its tokenizer; sizes; adapters by the requests' names."""
-        check_is_language_model(model.settings)
         self.tokenizer, self.settings = tokenizer, model.settings
         self.limits = limits or EngineLimits()
         self.texts = TokenTexts(tokenizer)
@@ -185,7 +193,7 @@ class Engine:
 
     def _open(self, request: AnyRequest, matchers: Matchers) -> Group:
         tokens = np.asarray(request.tokens, dtype=np.int64)
-        salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
+        salt = "" if isinstance(request, PROMPT_REQUESTS) else request.cache_salt
         name = request.adapter
         self._arrivals += 1
         keys = block_keys(
@@ -202,6 +210,8 @@ class Engine:
         request, special = group.request, self.tokenizer.special
         if isinstance(request, EmbedRequest):
             yield EmbeddedPrompt(group, 0)
+        elif isinstance(request, LabelRequest):
+            yield LabelledPrompt(group, 0)
         elif isinstance(request, ScoreRequest):
             for number in range(len(request.options)):
                 yield Scored.begin(group, number, special)
@@ -219,24 +229,29 @@ class Engine:
         hidden = self._runner.prefill(chunks)
         for place, chunk in enumerate(chunks):
             self._scheduler.prefilled(chunk)
-            if hidden is not None and isinstance(chunk.sequence, EmbeddedPrompt):
-                yield from self._embed(chunk, hidden[place])
+            answer = chunk.sequence
+            if hidden is None or not isinstance(answer, EmbeddedPrompt | LabelledPrompt):
+                continue
+            if isinstance(answer, EmbeddedPrompt):
+                answer.add(hidden[place])
+            else:
+                answer.add(chunk.start, hidden[place])
+            if answer.is_prefilled:
+                yield self._look_at(answer)
 
-    def _embed(self, chunk: Chunk, hidden: Tensor) -> Iterator[Output]:
-        """Add a chunk's hidden states, tile by tile, so that the sum does not depend on cuts."""
-        answer = chunk.sequence
-        assert isinstance(answer, EmbeddedPrompt)
-        for tile in hidden.double().split(QUERY_TILE):
-            part = tile.sum(dim=0).cpu().numpy()
-            answer.total = part if answer.total is None else answer.total + part
-        if answer.is_prefilled:
-            assert answer.total is not None
-            vector = (answer.total / len(answer.group.tokens)).astype(np.float32)
-            if not np.isfinite(vector).all():
-                yield self._fail(answer.group, "the model gave no number")
-                return
-            self._close(answer)
-            yield Embedding(answer.group.request.id, tuple(vector.tolist()))
+    def _look_at(self, answer: EmbeddedPrompt | LabelledPrompt) -> Output:
+        """What the hidden states of a whole prompt give."""
+        name = answer.group.request.id
+        if isinstance(answer, EmbeddedPrompt):
+            numbers = answer.mean
+        else:
+            numbers = self._runner.label_scores(answer.hidden).cpu().numpy()
+        if not np.isfinite(numbers).all():
+            return self._fail(answer.group, "the model gave no number")
+        self._close(answer)
+        if isinstance(answer, EmbeddedPrompt):
+            return Embedding(name, tuple(numbers.tolist()))
+        return Labelled(name, tuple(map(tuple, numbers.tolist())))
 
     def _decode(self, rows: Sequence[Row]) -> Iterator[Output]:
         """One pass: its tokens into the cache, and what is chosen after them."""

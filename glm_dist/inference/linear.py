@@ -15,6 +15,7 @@ from glm_dist.inference.adapters import Adapters, LowRank
 from glm_dist.inference.products import Multiply, build_product
 from glm_dist.inference.tiles import RowTiles
 from glm_dist.model import GLM
+from glm_dist.model.labels import LabelScores
 
 
 class RowTiledLinear(nn.Module):
@@ -42,19 +43,24 @@ class RowTiledLinear(nn.Module):
 def tiled_copy(
     model: GLM, tiles: RowTiles, adapters: Adapters, dtype: torch.dtype, is_int8: bool = False
 ) -> tuple[GLM, RowTiledLinear]:
-    """The model in `dtype` with tiled maps, and its head.
+    """The model in `dtype` with tiled maps, and its head, be it of words or of labels.
 
     Parameters that have the type already are shared with `model`. In int8 the maps of the layers
-    are so, and what chooses the tokens stays in `dtype`.
+    are so, and what chooses the tokens or labels stays in `dtype`.
     """
     shared = {id(tensor): _as_type(tensor, dtype) for tensor in _tensors(model)}
     tiled = copy.deepcopy(model, memo=shared).eval()
     for path, module in list(tiled.named_modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
-                product = build_product(child.weight, child.bias, is_int8)
+                is_small = is_int8 and not isinstance(child, LabelScores)
+                product = build_product(child.weight, child.bias, is_small)
                 beside = adapters.beside(f"{path}.{name}", child.weight, child.bias, tiles)
                 setattr(module, name, RowTiledLinear(child.out_features, product, tiles, beside))
+    if model.settings.head.is_classifier:
+        labels = tiled.get_submodule("score")
+        assert isinstance(labels, RowTiledLinear)
+        return tiled, labels
     table = tiled.head.weight
     return tiled, RowTiledLinear(len(table), build_product(table, None, is_int8=False), tiles)
 

@@ -202,7 +202,21 @@ class EmbedRequest:
     adapter: str | None = None
 
 
-AnyRequest: TypeAlias = Request | ScoreRequest | EmbedRequest
+@dataclass(frozen=True)
+class LabelRequest:
+    """Asks a model with a head for the scores of its labels at tokens of a Part A."""
+
+    id: str
+    tokens: Sequence[int]
+    places: Sequence[int]
+    """Indices of the tokens to be labelled."""
+    priority: int = 0
+    adapter: str | None = None
+
+
+AnyRequest: TypeAlias = Request | ScoreRequest | EmbedRequest | LabelRequest
+PROMPT_REQUESTS = (EmbedRequest, LabelRequest)
+"""Those that are answered by the prompt's hidden states alone."""
 
 
 @dataclass(frozen=True)
@@ -273,6 +287,15 @@ class Embedding:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """The answer to a `LabelRequest`."""
+
+    request_id: str
+    scores: tuple[tuple[float, ...], ...]
+    """Logits of the labels at each of the places."""
+
+
+@dataclass(frozen=True)
 class Failure:
     """A request that broke while it ran; the others are not touched."""
 
@@ -283,7 +306,7 @@ class Failure:
     `no_token_allowed`; null where the model or the machine is."""
 
 
-Output: TypeAlias = Delta | Scores | Embedding | Failure
+Output: TypeAlias = Delta | Scores | Embedding | Labelled | Failure
 
 
 @dataclass(frozen=True)

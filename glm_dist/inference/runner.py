@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from glm_dist.inference.adapters import Adapters
 from glm_dist.inference.alike import alike_sizes
@@ -61,7 +62,8 @@ class Runner:
         self._has_kernel = on_cuda and self._prefix is None
         self._decode_sizes = self._alike_sizes(model, limits.decode_rows, DECODE_SIZES)
         self._prefill_sizes = self._alike_sizes(model, limits.prefill_rows, PREFILL_SIZES)
-        self._recorded = self._record() if self._has_kernel and self._decode_sizes else None
+        has_answers = self._has_kernel and not model.settings.head.is_classifier
+        self._recorded = self._record() if has_answers and self._decode_sizes else None
 
     @property
     def max_decode_rows(self) -> int:
@@ -69,7 +71,7 @@ class Runner:
         return max(self._decode_sizes, default=self._limits.max_running)
 
     def prefill(self, chunks: Sequence[Chunk]) -> list[Tensor] | None:
-        """Compute parts of prompts; their hidden states, where one of them is to be embedded."""
+        """Compute parts of prompts; their hidden states, where those of one are asked for."""
         total = sum(chunk.end - chunk.start for chunk in chunks)
         unit = min(self._prefill_sizes, default=1)
         padded = -(-total // unit) * unit
@@ -87,12 +89,19 @@ class Runner:
             pieces += self._prompt_pieces(chunk, first)
             first += len(places)
         self._adapters.select(adapters, self.cache.layers[0])
-        is_embedded = any(chunk.sequence.group.is_embedding for chunk in chunks)
-        past = PagedPass(self.cache, slots, pieces, prefix=self._prefix, skips_last=not is_embedded)
-        hidden = self._hidden(tokens, positions, np.zeros_like(tokens), past, is_embedded)
-        if not is_embedded:
+        is_wanted = any(chunk.sequence.group.wants_hidden for chunk in chunks)
+        past = PagedPass(self.cache, slots, pieces, prefix=self._prefix, skips_last=not is_wanted)
+        hidden = self._hidden(tokens, positions, np.zeros_like(tokens), past, is_wanted)
+        if not is_wanted:
             return None
         return list(hidden[:total].split([chunk.end - chunk.start for chunk in chunks]))
+
+    def label_scores(self, hidden: Tensor) -> Tensor:
+        """fp32 scores [places, labels] of hidden states [places, hidden size], by the head."""
+        unit = min(self._prefill_sizes, default=1)
+        padded = F.pad(hidden, (0, 0, 0, -len(hidden) % unit))
+        self._tiles.use(self._prefill_sizes)
+        return self._logits(padded)[: len(hidden)]
 
     def decode(self, rows: Sequence[Row]) -> Tensor:
         """fp32 logits [padded rows, V] of at most `max_decode_rows` tokens."""

@@ -204,7 +204,7 @@ class Scheduler:
     def _is_being_computed(self, sequence: Sequence) -> bool:
         """Whether another computes the same prompt now, so that it is there in the next step."""
         key = sequence.group.keys[-1]
-        return not sequence.group.is_embedding and any(
+        return not sequence.group.wants_hidden and any(
             other.group.keys[-1] == key for other in self._unfinished_prompts()
         )
 
@@ -236,7 +236,7 @@ class Scheduler:
     def _cached_blocks(self, sequence: Sequence) -> list[int]:
         """Blocks at the beginning of the prompt that are there already."""
         keys = sequence.group.keys
-        if sequence.group.is_embedding:
+        if sequence.group.wants_hidden:
             return []
         found: list[int] = []
         for key in keys:

@@ -7,15 +7,19 @@ the engine, which says what was chosen.
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from glm_dist.inference.constraints import Matcher, Matchers
 from glm_dist.inference.detokenize import TextStream, TokenTexts
+from glm_dist.inference.paged import QUERY_TILE
 from glm_dist.inference.requests import (
+    PROMPT_REQUESTS,
     Alternative,
     AnyRequest,
     Blank,
-    EmbedRequest,
     FinishReason,
+    LabelRequest,
     OptionScore,
     Request,
     SamplingSettings,
@@ -51,9 +55,9 @@ class Group:
         return self.request.priority, self.arrival
 
     @property
-    def is_embedding(self) -> bool:
-        """Whether the prompt alone is wanted."""
-        return isinstance(self.request, EmbedRequest)
+    def wants_hidden(self) -> bool:
+        """Whether the prompt's hidden states are what is asked for."""
+        return isinstance(self.request, PROMPT_REQUESTS)
 
 
 @dataclass(eq=False)
@@ -113,14 +117,56 @@ class Sequence:
 
 
 @dataclass(eq=False)
-class EmbeddedPrompt(Sequence):
-    """A prompt whose hidden states are summed, a tile of queries at a time."""
-
-    total: np.ndarray | None = None
+class Prompt(Sequence):
+    """A prompt whose hidden states are looked at."""
 
     def chooses_after(self, index: int) -> bool:
         """Never: it has no Part B."""
         return False
+
+
+@dataclass(eq=False)
+class EmbeddedPrompt(Prompt):
+    """Its hidden states are summed, a tile of queries at a time."""
+
+    total: np.ndarray | None = None
+
+    def add(self, hidden: Tensor) -> None:
+        """Those of the next part; the sum does not depend on where parts are cut."""
+        for tile in hidden.double().split(QUERY_TILE):
+            part = tile.sum(dim=0).cpu().numpy()
+            self.total = part if self.total is None else self.total + part
+
+    @property
+    def mean(self) -> np.ndarray:
+        """Of the whole prompt, fp32 [hidden size]."""
+        assert self.total is not None
+        mean: np.ndarray = (self.total / len(self.group.tokens)).astype(np.float32)
+        return mean
+
+
+@dataclass(eq=False)
+class LabelledPrompt(Prompt):
+    """Those of its tokens that are labelled are kept."""
+
+    kept: dict[int, Tensor] = field(default_factory=dict)
+    """By their places."""
+
+    def add(self, start: int, hidden: Tensor) -> None:
+        """The hidden states of the part that begins at this token."""
+        for place in self._places:
+            if start <= place < start + len(hidden):
+                self.kept[place] = hidden[place - start]
+
+    @property
+    def hidden(self) -> Tensor:
+        """[places, hidden size]."""
+        return torch.stack([self.kept[place] for place in self._places])
+
+    @property
+    def _places(self) -> list[int]:
+        assert isinstance(self.group.request, LabelRequest)
+        return list(self.group.request.places)
 
 
 @dataclass(eq=False)

@@ -33,6 +33,7 @@ from glm_dist.serve.task_protocol import (
     DetokenizeRequest,
     EmbeddingRequest,
     ScoreRequest,
+    TaskRequest,
 )
 
 _STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
@@ -58,6 +59,7 @@ POSTS = (
     Post("/v1/classify", ClassifyRequest, Endpoints.classify, "classify"),
     Post("/v1/decisions", DecisionRequest, Endpoints.decisions, "classify"),
     Post("/v1/score", ScoreRequest, Endpoints.score, "classify"),
+    Post("/v1/tasks/{name:path}", TaskRequest, Endpoints.answer, "tasks"),
     Post("/v1/embeddings", EmbeddingRequest, Endpoints.embeddings, "embed"),
     Post("/tokenize", TokenizeRequest, Endpoints.tokenize),
     Post("/detokenize", DetokenizeRequest, Endpoints.detokenize),
@@ -83,7 +85,7 @@ def build_app(
     _add_lookups(app, models, metrics)
     add_page(app)
     add_error_handlers(app)
-    describe(app, {post.path: post.kind for post in POSTS})
+    describe(app, {post.path.replace(":path", ""): post.kind for post in POSTS})
     paths = {getattr(route, "path", "") for route in app.routes}
     metrics.know(paths)
     scopes: dict[str, Scope] = {post.path: post.scope for post in POSTS if post.scope is not None}
@@ -106,7 +108,7 @@ def _add_post(
 ) -> None:
     async def answer(request: Request) -> Response:
         body = parse_body(post.kind, await read_body(request, limits), limits)
-        endpoints = _choose(models, body.model)
+        endpoints = _choose(models, request.path_params.get("name", body.model))
         reply = await _unless_left(request, post.answer(endpoints, body, request.state.caller))
         headers = {"x-ignored-fields": _as_header(body.ignored)} if body.ignored else {}
         if isinstance(reply, dict):

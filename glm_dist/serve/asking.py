@@ -10,7 +10,8 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 from glm_dist.errors import RequestError
-from glm_dist.inference import AnyRequest, Delta, EmbedRequest, Failure, Output, Scores
+from glm_dist.inference import AnyRequest, Delta, Failure, Output, Scores
+from glm_dist.inference.requests import PROMPT_REQUESTS
 from glm_dist.serve.engine_thread import AnyEngine, Stream
 from glm_dist.serve.errors import ApiError, from_request_error
 from glm_dist.serve.keys import Caller
@@ -86,6 +87,16 @@ class Asker:
                 [stream.usage for stream in streams]
             )
 
+    async def outputs(
+        self, requests: Sequence[AnyRequest], caller: Caller
+    ) -> tuple[list[list[Output]], dict[str, Any]]:
+        """All outputs of each request, and what they took."""
+        found: list[list[Output]] = [[] for _ in requests]
+        async with self.asking(requests, caller) as streams:
+            async for place, output in merged(streams):
+                found[place].append(output)
+            return found, usage_of([stream.usage for stream in streams])
+
     async def events(
         self,
         requests: Sequence[AnyRequest],
@@ -135,7 +146,7 @@ class Asker:
 
     def _of(self, request: AnyRequest, caller: Caller, turn: int) -> AnyRequest:
         """The request in its caller's turn; what is kept of its prompt is its caller's alone."""
-        if isinstance(request, EmbedRequest):
+        if isinstance(request, PROMPT_REQUESTS):
             return replace(request, priority=turn, adapter=self._adapter)
         return replace(request, priority=turn, cache_salt=caller.id, adapter=self._adapter)
 

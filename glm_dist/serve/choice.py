@@ -8,7 +8,8 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 
-from glm_dist.inference import AnyRequest, EmbedRequest
+from glm_dist.inference import AnyRequest
+from glm_dist.inference.requests import PROMPT_REQUESTS
 
 SLACK = 1.25
 """A replica takes no more than this times its fair share of what is in work."""
@@ -18,7 +19,7 @@ HEAD_TOKENS = 64
 
 def prompt_key(request: AnyRequest, *, is_causal: bool) -> bytes:
     """Equal for requests that can share keys and values: of the whole prompt, or of its head."""
-    salt = "" if isinstance(request, EmbedRequest) else request.cache_salt
+    salt = "" if isinstance(request, PROMPT_REQUESTS) else request.cache_salt
     tokens: Sequence[int] = request.tokens[:HEAD_TOKENS] if is_causal else request.tokens
     return hashlib.sha256(
         f"{salt}:{request.adapter}:{','.join(map(str, tokens))}".encode()

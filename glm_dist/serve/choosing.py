@@ -27,14 +27,16 @@ from glm_dist.serve.task_protocol import (
 )
 
 
-async def classify(context: Context, body: ClassifyRequest, caller: Caller) -> dict[str, Any]:
+async def classify(
+    context: Context, body: ClassifyRequest, labels: Sequence[str], caller: Caller
+) -> dict[str, Any]:
     """Probabilities of the labels for each text; they add up to 1."""
     prompts = context.prompts
     texts = [body.input] if isinstance(body.input, str) else body.input
     prompts.checks.count("input", len(texts), prompts.limits.max_prompts)
-    _check_distinct(body.labels, "labels")
+    _check_distinct(labels, "labels")
     requests = [
-        prompts.of_options(body.template, {"input": text}, body.labels, "labels") for text in texts
+        prompts.of_options(body.template, {"input": text}, labels, "labels") for text in texts
     ]
     found, usage = await context.asker.scores(requests, caller)
     data = []
@@ -44,9 +46,9 @@ async def classify(context: Context, body: ClassifyRequest, caller: Caller) -> d
         data.append(
             {
                 "index": place,
-                "label": body.labels[int(shares.argmax())],
-                "probs": dict(zip(body.labels, shares.tolist(), strict=True)),
-                "logprobs": dict(zip(body.labels, map(finite, values), strict=True)),
+                "label": labels[int(shares.argmax())],
+                "probs": dict(zip(labels, shares.tolist(), strict=True)),
+                "logprobs": dict(zip(labels, map(finite, values), strict=True)),
             }
         )
     return {"object": "list", "model": context.name, "data": data, "usage": usage}

@@ -13,7 +13,7 @@ import numpy as np
 
 from glm_dist.inference import Embedding
 from glm_dist.model import ModelSettings
-from glm_dist.serve import choosing, completions, dialogue, editor, infilling
+from glm_dist.serve import choosing, completions, dialogue, editor, infilling, tasks
 from glm_dist.serve.asking import Asker, Reply, merged
 from glm_dist.serve.chat_protocol import ChatRequest, TokenizeRequest
 from glm_dist.serve.context import Context
@@ -32,8 +32,10 @@ from glm_dist.serve.task_protocol import (
     DetokenizeRequest,
     EmbeddingRequest,
     ScoreRequest,
+    TaskRequest,
 )
 from glm_dist.serve.templates import ChatTemplate
+from glm_dist.tasks import Task
 from glm_dist.tokenizer import PIECES, Tokenizer
 
 
@@ -48,9 +50,20 @@ class Endpoints:
         settings: ModelSettings,
         limits: RequestLimits,
         template: ChatTemplate | None = None,
+        task: Task[Any] | None = None,
     ) -> None:
-        """Args: `template` lays dialogues out; ours where none is given."""
-        self.name, self.engine = name, engine
+        """Answers for a model.
+
+        Args:
+            name: what clients call it.
+            engine: what computes.
+            tokenizer: the model's.
+            settings: the model's.
+            limits: what may be asked for at most.
+            template: lays dialogues out; ours where none is given.
+            task: what the model was tuned for, if anything.
+        """
+        self.name, self.engine, self.task = name, engine, task
         self._template = template or ChatTemplate.named("glm_dist", tokenizer)
         self._context = Context(
             name,
@@ -60,15 +73,15 @@ class Endpoints:
             Prompts(tokenizer, settings, limits),
             TokenNames(tokenizer),
         )
-        self.readiness = Readiness(engine, tokenizer)
+        self.readiness = Readiness(engine, tokenizer, settings)
         self.parent: str | None = None
         """Name of the model that this is an adapter of."""
         self._created = int(time.time())
 
-    def of_adapter(self, name: str) -> "Endpoints":
+    def of_adapter(self, name: str, task: Task[Any] | None = None) -> "Endpoints":
         """The same model with an adapter of its engine, under the adapter's name."""
         other = copy.copy(self)
-        other.name, other.parent = name, self.name
+        other.name, other.parent, other.task = name, self.name, task
         asker = self._context.asker.of_adapter(name)
         other._context = replace(self._context, name=name, asker=asker)
         return other
@@ -84,7 +97,8 @@ class Endpoints:
             "parent": self.parent,
             "max_model_len": settings.max_position_embeddings,
             "attention": "causal" if settings.causal else "prefix",
-            "kind": "base model",
+            "kind": "base model" if self.task is None else "tuned model",
+            "task": None if self.task is None else tasks.describe_task(self.task),
         }
 
     async def completions(self, body: CompletionRequest, caller: Caller) -> Reply:
@@ -105,7 +119,13 @@ class Endpoints:
 
     async def classify(self, body: ClassifyRequest, caller: Caller) -> Reply:
         """`/v1/classify`."""
-        return await choosing.classify(self._context, body, caller)
+        if body.labels is None:
+            return await tasks.classify(self._context, self.task, body, caller)
+        return await choosing.classify(self._context, body, body.labels, caller)
+
+    async def answer(self, body: TaskRequest, caller: Caller) -> Reply:
+        """`/v1/tasks/{name}`."""
+        return await tasks.answer(self._context, self.task, body, caller)
 
     async def decisions(self, body: DecisionRequest, caller: Caller) -> Reply:
         """`/v1/decisions`."""

@@ -22,7 +22,8 @@ from glm_dist.serve.page import is_of_page
 logger = logging.getLogger(__name__)
 PUBLIC_PATHS = ("/health", "/health/live", "/health/ready", "/version", "/openapi.json")
 _WELL_FORMED_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_MODEL_PATH = re.compile("/v1/models/.*[^/]")
+_NAMED_PATH = re.compile("(/v1/(models|tasks)/).*[^/]")
+"""Of one model."""
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII)
 _HEADERS = {
     "x-content-type-options": "nosniff",
@@ -74,7 +75,7 @@ class Guard:
             await error_response(failure)(scope, receive, reply.send)
         finally:
             seconds = (reply.began or time.perf_counter()) - start
-            self._metrics.count(scope["path"], reply.status or 499, seconds)
+            self._metrics.count(_route(scope["path"]), reply.status or 499, seconds)
 
     async def _answer(self, scope: Scope, receive: Receive, reply: "Reply") -> None:
         with ExitStack() as stack:
@@ -89,7 +90,7 @@ class Guard:
         """The path that is meant by one with a slash too many, or without `/v1`."""
         plain = path.rstrip("/")
         for candidate in (path, plain, f"/v1{plain}", plain.removeprefix("/v1")):
-            if candidate in self._paths or _MODEL_PATH.fullmatch(candidate):
+            if candidate in self._paths or _NAMED_PATH.fullmatch(candidate):
                 return candidate
         return path
 
@@ -100,8 +101,14 @@ class Guard:
         if self._keys.is_open and not _LOOPBACK_HOST.fullmatch(headers.get("host", "localhost")):
             raise ApiError(403, "host: without keys only this machine's own name is answered")
         caller = self._keys.check(headers.get("authorization"))
-        caller.check_scope(self._scopes.get(scope["path"]))
+        caller.check_scope(self._scopes.get(_route(scope["path"])))
         return caller
+
+
+def _route(path: str) -> str:
+    """As the application has it: whichever model is named in it."""
+    named = _NAMED_PATH.fullmatch(path)
+    return f"{named[1]}{{name:path}}" if named else path
 
 
 class Reply:

@@ -23,8 +23,8 @@ from glm_dist.errors import ConfigError
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.quotas import Budget
 
-Scope = Literal["generate", "classify", "embed", "metrics"]
-SCOPES: tuple[Scope, ...] = ("generate", "classify", "embed", "metrics")
+Scope = Literal["generate", "classify", "embed", "tasks", "metrics"]
+SCOPES: tuple[Scope, ...] = ("generate", "classify", "embed", "tasks", "metrics")
 
 
 def _split(value: Any) -> Any:
@@ -39,8 +39,8 @@ class KeyRules(Settings):
     id: str = Field("", pattern=r"^[\w.-]{0,64}$")
     """Name in logs and metrics; the beginning of the hash where it has none."""
     scopes: Annotated[tuple[Scope, ...], BeforeValidator(_split)] = SCOPES
-    """generate (completions, chat, infill), classify (labels, decisions, scores), embed, metrics;
-    models, tokens and health go with any key."""
+    """generate (completions, chat, infill), classify (labels, decisions, scores), embed, tasks,
+    metrics; models, tokens and health go with any key."""
     expires: date | None = None
     """The first day, in UTC, on which it is refused."""
     requests_per_minute: int | None = Field(None, ge=1)

@@ -27,6 +27,13 @@ _FAILURES = {
     "500": "The server failed.",
     "503": "The model does not answer now; `retry-after` says when to come back.",
 }
+_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "Name of the model; slashes in it stand as they are.",
+    "schema": {"type": "string"},
+}
 _STREAMED = ("/v1/completions", "/v1/chat/completions", "/v1/infill", "/infill")
 REPLIES: dict[str, type[BaseModel]] = {
     "/v1/completions": shapes.CompletionReply,
@@ -36,6 +43,7 @@ REPLIES: dict[str, type[BaseModel]] = {
     "/v1/classify": shapes.ClassifyReply,
     "/v1/decisions": shapes.DecisionReply,
     "/v1/score": shapes.ScoreReply,
+    "/v1/tasks/{name}": shapes.TaskReply,
     "/v1/embeddings": shapes.EmbeddingReply,
     "/tokenize": shapes.TokenizeReply,
     "/detokenize": shapes.DetokenizeReply,
@@ -78,6 +86,8 @@ def _document(app: FastAPI, bodies: Mapping[str, type[Body]]) -> dict[str, Any]:
     for path, operations in document["paths"].items():
         for operation in operations.values():
             operation["responses"] = _responses(path, has_body=path in bodies)
+            if "{name}" in path:
+                operation["parameters"] = [_NAME]
             if path in bodies:
                 operation["requestBody"] = {
                     "required": True,

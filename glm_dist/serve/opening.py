@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,6 +26,7 @@ from glm_dist.serve.engine_thread import AnyEngine, EngineThread
 from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.settings import HostedModel, ServeSettings
 from glm_dist.serve.templates import ChatTemplate
+from glm_dist.tasks import Task, load_task
 from glm_dist.tokenizer import Tokenizer
 
 SEEN_BY_REQUESTS = ("vocab_size", "max_position_embeddings", "positions", "causal", "hidden_size")
@@ -42,6 +44,8 @@ class Described:
     template: ChatTemplate
     adapters: tuple[str, ...]
     """What clients call the model by with an adapter beside it."""
+    tasks: dict[str, Task[Any]]
+    """What the model or an adapter was tuned for, by what clients call it."""
 
     @property
     def kind(self) -> str:
@@ -51,8 +55,17 @@ class Described:
 
     def endpoints(self, engine: AnyEngine, limits: RequestLimits) -> list[Endpoints]:
         """What answers for it and for each adapter, with an engine here or elsewhere."""
-        whole = Endpoints(self.name, engine, self.tokenizer, self.settings, limits, self.template)
-        return [whole, *map(whole.of_adapter, self.adapters)]
+        whole = Endpoints(
+            self.name,
+            engine,
+            self.tokenizer,
+            self.settings,
+            limits,
+            self.template,
+            self.tasks.get(self.name),
+        )
+        beside = [whole.of_adapter(name, self.tasks.get(name)) for name in self.adapters]
+        return [whole, *beside]
 
 
 def check_model(hosted: HostedModel) -> str:
@@ -147,7 +160,14 @@ def describe(hosted: HostedModel) -> Described:
     settings, _ = read_model_config(folder)
     tokenizer = Tokenizer.load(folder)
     template = ChatTemplate.of_model(folder, tokenizer, settings)
-    return Described(check_model(hosted), tokenizer, settings, template, tuple(hosted.adapters))
+    name = check_model(hosted)
+    folders = {name: folder, **adapter_folders(hosted)}
+    found = {
+        each: load_task(where, tokenizer, pools_first=settings.pools_first)
+        for each, where in folders.items()
+    }
+    tasks = {each: task for each, task in found.items() if task is not None}
+    return Described(name, tokenizer, settings, template, tuple(hosted.adapters), tasks)
 
 
 def open_engine(hosted: HostedModel) -> EngineThread:

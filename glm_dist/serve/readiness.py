@@ -5,9 +5,11 @@ import time
 from uuid import uuid4
 
 from glm_dist.errors import RequestError
-from glm_dist.inference import Blank, Delta, Failure, Request, SamplingSettings
+from glm_dist.inference import AnyRequest, Delta, Failure, Labelled
+from glm_dist.model import ModelSettings
 from glm_dist.serve.engine_thread import AnyEngine
 from glm_dist.serve.errors import ApiError
+from glm_dist.serve.probe import probe
 from glm_dist.tokenizer import Tokenizer
 
 FRESH_SECONDS = 5.0
@@ -19,9 +21,8 @@ PATIENCE_SECONDS = 5.0
 class Readiness:
     """Knows when a token came last, and asks for one where that is too long ago."""
 
-    def __init__(self, engine: AnyEngine, tokenizer: Tokenizer) -> None:
-        self._engine = engine
-        self._tokens = [tokenizer.special.enc, tokenizer.special.gmask]
+    def __init__(self, engine: AnyEngine, tokenizer: Tokenizer, settings: ModelSettings) -> None:
+        self._engine, self._tokenizer, self._settings = engine, tokenizer, settings
         self._seen = 0
         self._proven_at: float | None = None
         self._probe: asyncio.Task[None] | None = None
@@ -48,9 +49,7 @@ class Readiness:
         self._seen = count  # less than before where a replica has gone
 
     async def _generate(self) -> None:
-        sampling = SamplingSettings(max_tokens=1, ignore_eos=True)
-        blanks = [Blank(1, sampling)]
-        request = Request(uuid4().hex, self._tokens, blanks, priority=-1)
+        request = probe(uuid4().hex, self._tokenizer, self._settings)
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._ask(request)
@@ -66,13 +65,13 @@ class Readiness:
         except RuntimeError:
             raise ApiError(503, "the engine is down") from None
 
-    async def _ask(self, request: Request) -> None:
+    async def _ask(self, request: AnyRequest) -> None:
         stream = await self._engine.submit(request)
         try:
             async for output in stream.outputs():
                 if isinstance(output, Failure):
                     raise ApiError(503, f"no token can be generated: {output.message}")
-                if isinstance(output, Delta) and output.tokens:
+                if isinstance(output, Labelled) or isinstance(output, Delta) and output.tokens:
                     self._proven_at = time.monotonic()
         finally:
             self._engine.cancel(stream)

@@ -14,7 +14,8 @@ from collections.abc import Coroutine
 from dataclasses import fields, replace
 
 from glm_dist.errors import RequestError
-from glm_dist.inference import AnyRequest, EmbedRequest, EngineStats, ScoreRequest, Usage
+from glm_dist.inference import AnyRequest, EngineStats, ScoreRequest, Usage
+from glm_dist.inference.requests import PROMPT_REQUESTS
 from glm_dist.serve.choice import choose, prompt_key
 from glm_dist.serve.engine_thread import Arrived, Stream
 from glm_dist.serve.link import Address
@@ -92,7 +93,7 @@ class RemoteStream(Stream):
 
 def num_answers(request: AnyRequest) -> int:
     """Places in an engine that a request takes."""
-    if isinstance(request, EmbedRequest):
+    if isinstance(request, PROMPT_REQUESTS):
         return 1
     if isinstance(request, ScoreRequest):
         return len(request.options)

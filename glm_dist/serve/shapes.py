@@ -181,7 +181,8 @@ class Classified(BaseModel):
     index: int
     label: str
     probs: dict[str, float]
-    logprobs: dict[str, float]
+    logprobs: dict[str, float] | None = None
+    """Of labels that the request names."""
 
 
 class ClassifyReply(BaseModel):
@@ -190,6 +191,30 @@ class ClassifyReply(BaseModel):
     object: Literal["list"]
     model: str
     data: list[Classified]
+    usage: Usage
+
+
+class Answered(BaseModel):
+    """What a task makes of one input."""
+
+    index: int
+    value: Any
+    """A label, tags, a text or a list of them, as the task's scores are made of."""
+    probs: dict[str, float] | None = None
+    """Of all labels, where the task has some."""
+    spans: list[dict[str, Any]] | None = None
+    """start, end, kind and text, where tags spell spans; counted in tokens."""
+    tokens: list[str] | None = None
+    """What the tags belong to."""
+
+
+class TaskReply(BaseModel):
+    """Of `/v1/tasks/{name}`."""
+
+    object: Literal["list"]
+    model: str
+    task: str
+    data: list[Answered]
     usage: Usage
 
 

@@ -11,11 +11,22 @@ class ClassifyRequest(Body):
     """`/v1/classify`: which of some texts stands best at the mask."""
 
     input: str | Annotated[Texts, Field(min_length=1)]
-    labels: Annotated[Texts, Field(min_length=2)]
+    labels: Annotated[Texts, Field(min_length=2)] | None = None
+    """Left out where the model was tuned to classify: it has labels of its own."""
     template: str = Field("{input} [MASK]", max_length=4096)
     """Where the text stands, and where its label."""
     normalise_length: bool = False
     """Whether labels are compared by their mean log-probability a token."""
+
+
+TaskInput = dict[Annotated[str, Field(max_length=128)], str | list[Any]]
+"""Field of the task: a text, or a list of texts, tokens or messages."""
+
+
+class TaskRequest(Body):
+    """`/v1/tasks/{name}`: examples without their answers."""
+
+    input: TaskInput | Annotated[list[TaskInput], listed(1 << 12, least=1)]
 
 
 class ScoreRequest(Body):

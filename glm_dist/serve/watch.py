@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 
 from glm_dist.errors import RequestError
-from glm_dist.inference import Blank, Failure, Request, SamplingSettings
+from glm_dist.inference import Failure
 from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.probe import probe
 from glm_dist.serve.settings import WatchSettings
 
 LOOK_SECONDS = 0.5
@@ -48,14 +49,8 @@ class Watch:
 
     async def probe(self) -> None:
         """Ask for a token, before all that wait; what comes of it is in `verdict`."""
-        special = self._engine.engine.tokenizer.special
-        request = Request(
-            f"probe-{next(self._numbers)}",
-            [special.enc, special.gmask],
-            [Blank(1, SamplingSettings(max_tokens=1))],
-            priority=-1,
-            cache_salt="probe",
-        )
+        engine = self._engine.engine
+        request = probe(f"probe-{next(self._numbers)}", engine.tokenizer, engine.settings)
         try:
             stream = await self._engine.submit(request)
             outputs = [output async for output in stream.outputs()]

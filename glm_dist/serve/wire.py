@@ -17,6 +17,8 @@ from glm_dist.inference import (
     EmbedRequest,
     EngineStats,
     Failure,
+    Labelled,
+    LabelRequest,
     Output,
     Request,
     ScoreRequest,
@@ -36,6 +38,7 @@ class Order:
     request: Request | None = None
     scoring: ScoreRequest | None = None
     embedding: EmbedRequest | None = None
+    labelling: LabelRequest | None = None
     cancel: str | None = None
     """Id of a request that nobody waits for any more."""
 
@@ -46,12 +49,14 @@ class Order:
             return cls(request=request)
         if isinstance(request, ScoreRequest):
             return cls(scoring=request)
+        if isinstance(request, LabelRequest):
+            return cls(labelling=request)
         return cls(embedding=request)
 
     @property
     def asked(self) -> AnyRequest | None:
         """What is asked for; None where something is cancelled."""
-        return self.request or self.scoring or self.embedding
+        return self.request or self.scoring or self.embedding or self.labelling
 
 
 @dataclass
@@ -93,6 +98,7 @@ class News:
     deltas: list[Delta] = field(default_factory=list)
     scores: list[Scores] = field(default_factory=list)
     embeddings: list[Embedding] = field(default_factory=list)
+    labelled: list[Labelled] = field(default_factory=list)
     failures: list[Failure] = field(default_factory=list)
     usages: dict[str, Usage] = field(default_factory=dict)
     ended: list[str] = field(default_factory=list)
@@ -106,13 +112,16 @@ class News:
             self.scores.append(output)
         elif isinstance(output, Embedding):
             self.embeddings.append(output)
+        elif isinstance(output, Labelled):
+            self.labelled.append(output)
         else:
             self.failures.append(output)
 
     @property
     def outputs(self) -> list[Output]:
         """All of them, those of one request in their order."""
-        return [*self.deltas, *self.scores, *self.embeddings, *self.failures]
+        found: list[Output] = [*self.deltas, *self.scores, *self.embeddings]
+        return [*found, *self.labelled, *self.failures]
 
 
 class Lines(Generic[M]):

@@ -27,6 +27,7 @@ class ClassificationSettings(TaskSettings):
 
     fields: ClassVar[tuple[str, ...]] = ("text", "label")
     optional_fields: ClassVar[tuple[str, ...]] = ("text_b",)
+    answer_field: ClassVar[str | None] = "label"
 
     kind: Literal["classification"] = "classification"
     method: Literal["cloze", "head"] = "cloze"

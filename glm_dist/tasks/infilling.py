@@ -29,6 +29,7 @@ class InfillingSettings(TaskSettings):
     """Texts with [MASK] for blanks and a list of answers, or plain texts."""
 
     optional_fields: ClassVar[tuple[str, ...]] = ("answers",)
+    answer_field: ClassVar[str | None] = "answers"
 
     kind: Literal["infilling"] = "infilling"
     num_blanks: int = Field(2, ge=1)

@@ -4,7 +4,8 @@ The text is seen in both directions and each token is labelled at its first piec
 spell spans (BIO, BIOES, BMES) the best sequence that spells whole spans is taken.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -19,6 +20,8 @@ from glm_dist.tasks.task import Answer, Question, Reply, Task, TaskSample
 OPENS, GOES_ON, CLOSES = ("B", "S"), ("I", "M", "E"), ("E", "S")
 """First letters of tags that begin a span, need one that goes on, and end it."""
 FORBIDDEN = -1e9
+_UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+|[^\w\s]")
+"""A Han character, a word, or a sign."""
 
 
 class Span(NamedTuple):
@@ -33,6 +36,7 @@ class LabellingSettings(TaskSettings):
     """Sentences of tokens, each with a tag."""
 
     fields: ClassVar[tuple[str, ...]] = ("tokens", "tags")
+    answer_field: ClassVar[str | None] = "tags"
 
     kind: Literal["labelling"] = "labelling"
     labels: list[str] = []
@@ -148,6 +152,24 @@ class Labelling(Task[LabellingSettings]):
         """A tag for each token."""
         scores = np.concatenate([reply.scores for reply in replies])
         return Answer([self.labels[number] for number in self.decode(scores)])
+
+    def ask(self, values: Mapping[str, Any], place: str) -> Example:
+        """Tokens may be given as a running text, which is split into words and characters."""
+        tokens = values.get("tokens")
+        if isinstance(tokens, str):
+            values = {**values, "tokens": _UNIT.findall(tokens)}
+        return super().ask(values, place)
+
+    def told(self, example: Example, answer: Answer) -> dict[str, Any]:
+        """Also the tokens, and of tags that spell spans these."""
+        tokens = [str(token) for token in example.fields["tokens"]]
+        told = {**super().told(example, answer), "tokens": tokens}
+        if self.spells_spans:
+            told["spans"] = [
+                {**span._asdict(), "text": "".join(_with_spaces(tokens[span.start : span.end]))}
+                for span in find_spans(answer.value)
+            ]
+        return told
 
     def decode(self, scores: np.ndarray) -> np.ndarray:
         """Ids of the best allowed tags, from scores [tokens, labels] (Viterbi)."""

@@ -13,7 +13,7 @@ class QuestionAnsweringSettings(TextToTextSettings):
     """Questions, contexts and answers, as in SQuAD."""
 
     fields: ClassVar[tuple[str, ...]] = ("question", "context", "answers")
-    answer_field: ClassVar[str] = "answers"
+    answer_field: ClassVar[str | None] = "answers"
 
     kind: Literal["question_answering"] = "question_answering"
     template: str = "{context}\n{question} [MASK]"

@@ -40,6 +40,8 @@ class TaskSettings(Settings):
     fields: ClassVar[tuple[str, ...]] = ("text",)
     """What an example must have."""
     optional_fields: ClassVar[tuple[str, ...]] = ()
+    answer_field: ClassVar[str | None] = None
+    """That of them which holds the right answer."""
 
     kind: str
     """classification, labelling, question_answering, translation, summarisation, dialogue,
@@ -80,6 +82,12 @@ class TaskSettings(Settings):
                 f"{', '.join(known)}, each as field: column"
             )
         return self
+
+    @property
+    def asked_fields(self) -> tuple[str, ...]:
+        """All that an example may have but its answer."""
+        known = (*self.fields, *self.optional_fields)
+        return tuple(name for name in known if name != self.answer_field)
 
     def files(self, split: str) -> Files | None:
         """Where a split lies."""

@@ -5,7 +5,7 @@ labelled, and whoever owns a model answers them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -160,6 +160,36 @@ class Task(ABC, Generic[S]):
     def compared(self, example: Example, value: Any) -> Any:
         """What of a right answer or of a prediction is compared; by default all of it."""
         return value
+
+    def ask(self, values: Mapping[str, Any], place: str) -> Example:
+        """An example whose answer is not known, of the fields that somebody gives.
+
+        Raises:
+            ValueError: for what is no field, no text and no list, or cannot be asked about.
+        """
+        known = self.settings.asked_fields
+        strange = [repr(name[:100]) for name in values if name not in known]
+        if strange:
+            raise ValueError(
+                f"{', '.join(strange)} is no field of {self.settings.kind}; it has "
+                f"{', '.join(known)}"
+            )
+        wrong = [name for name, value in values.items() if not isinstance(value, str | list)]
+        if wrong:
+            raise ValueError(f"{wrong[0]} is no text; give a text, or a list where it has parts")
+        all_fields = (*self.settings.fields, *self.settings.optional_fields)
+        example = Example({**dict.fromkeys(all_fields), **values}, place)
+        problems = self.problems(example, is_labelled=False)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return example
+
+    def told(self, example: Example, answer: Answer) -> dict[str, Any]:
+        """What whoever asked is told: the value, and the labels' probabilities where it has any."""
+        told: dict[str, Any] = {"value": answer.value}
+        if answer.probabilities:
+            told["probs"] = dict(zip(self.labels, answer.probabilities, strict=True))
+        return told
 
     def shown(self, example: Example) -> str:
         """The example as a person reads it."""

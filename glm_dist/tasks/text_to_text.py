@@ -21,7 +21,7 @@ class TextToTextSettings(TaskSettings):
     """A text in, a text out."""
 
     fields: ClassVar[tuple[str, ...]] = ("source", "target")
-    answer_field: ClassVar[str] = "target"
+    answer_field: ClassVar[str | None] = "target"
 
     template: str = "{source}\n[gMASK]"
     """The prompt, with the fields of an example and one mask where the answer is generated."""
@@ -30,15 +30,9 @@ class TextToTextSettings(TaskSettings):
     max_answer_share: float = Field(0.5, gt=0, lt=1)
     """Share of a row's tokens that an answer may take in training; longer ones lose their end."""
 
-    @property
-    def shown_fields(self) -> tuple[str, ...]:
-        """What the template may show of an example."""
-        known = (*self.fields, *self.optional_fields)
-        return tuple(name for name in known if name != self.answer_field)
-
     @model_validator(mode="after")
     def _check_template(self) -> "TextToTextSettings":
-        problems = Template(self.template).problems(self.shown_fields)
+        problems = Template(self.template).problems(self.asked_fields)
         if problems:
             raise ValueError("template: " + "; ".join(problems))
         return self
@@ -65,13 +59,13 @@ class TextToText(Task[T]):
 
     def references(self, example: Example) -> list[str]:
         """All right answers; training learns the first."""
-        value = example.fields.get(self.settings.answer_field)
+        value = example.fields.get(self.settings.answer_field or "")
         values = value if isinstance(value, list) else [value]
         return [str(one).strip() for one in values if one is not None and str(one).strip()]
 
     def values(self, example: Example) -> dict[str, str]:
         """What the template shows."""
-        return {name: example.text(name) for name in self.settings.shown_fields}
+        return {name: example.text(name) for name in self.settings.asked_fields}
 
     def training_samples(self, example: Example) -> list[TaskSample]:
         """The prompt, and the first right answer in its place."""

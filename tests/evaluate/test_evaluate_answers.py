@@ -1,12 +1,12 @@
 """A model's answers are those of the training forward, whatever else is asked beside them."""
 
 import json
-import random
 
 import numpy as np
 import pytest
 import torch
-from finetune_scenarios import FILLER, GOOD, small_tokenizer
+from answer_scenarios import CASES, tuned
+from finetune_scenarios import small_tokenizer
 
 from glm_dist.data.rows import RowSettings
 from glm_dist.data.samples import build_row_builder
@@ -14,22 +14,9 @@ from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.dev import build_dev
 from glm_dist.evaluate.heldout import TokenOutputs
 from glm_dist.evaluate.task_report import PAGE, PREDICTIONS, SCORES, write_answers
-from glm_dist.model import ModelSettings, build_model
 from glm_dist.objective import ObjectiveSettings
-from glm_dist.tasks import TASKS, Binding, build_task
 from glm_dist.tasks.dataset import build_dataset
-from glm_dist.tasks.examples import Example
 from glm_dist.train.stream import to_batch
-
-CASES = {
-    "cloze": ("classification", {"verbalizers": {"x": "good", "y": "bad dull", "z": "man"}}),
-    "head": ("classification", {"method": "head"}),
-    "labelling": ("labelling", {}),
-    "translation": ("translation", {"decoding": {"max_tokens": 6}}),
-    "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
-    "dialogue": ("dialogue", {"decoding": {"max_tokens": 6}}),
-    "reply_choice": ("reply_choice", {}),
-}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,37 +32,9 @@ def tokenizer():
     return small_tokenizer()
 
 
-def examples_of(kind, count=12):
-    """Of very different lengths, so that batches are padded."""
-    rng, found = random.Random(0), []
-    for number in range(count):
-        words = rng.choices([*FILLER, *GOOD], k=4 + 3 * number)
-        text = " ".join(words)
-        tags = [rng.choice(["O", "B-A", "I-A"]) for _ in words]
-        fields = {
-            "classification": {"text": text, "label": "xyz"[number % 3]},
-            "labelling": {
-                "tokens": words,
-                "tags": tags,
-            },
-            "translation": {"source": text, "target": "a dog"},
-            "infilling": {"text": text},
-            "dialogue": {"messages": [text, "a dog"]},
-            "reply_choice": {"messages": [text, "a dog"], "candidates": ["a dog", "man", text]},
-        }
-        found.append(Example(fields[kind], f"line {number}"))
-    return found
-
-
 @pytest.fixture(scope="module", params=CASES)
 def asked(request, tokenizer):
-    kind, settings = CASES[request.param]
-    examples = examples_of(kind)
-    complete = TASKS[kind].complete(TASKS[kind].Settings(**settings), examples)
-    task = build_task(complete, Binding(tokenizer, 128))
-    shape = {"num_layers": 2, "hidden_size": 32, "num_heads": 2, "init_std": 0.5}
-    shape |= {"vocab_size": tokenizer.vocab_size, "max_position_embeddings": 256}
-    model = build_model(ModelSettings(preset=None, **shape, head=task.head)).eval()
+    model, task, examples = tuned(request.param, tokenizer)
     return Answerer(model, tokenizer, task), model, task, examples
 
 

@@ -43,10 +43,21 @@ def model(tokenizer):
 class Server:
     """The application under uvicorn, in a thread of this process."""
 
-    def __init__(self, model, tokenizer, keys=None, limits=None, engine_limits=None, template=None):
+    def __init__(
+        self,
+        model,
+        tokenizer,
+        keys=None,
+        limits=None,
+        engine_limits=None,
+        template=None,
+        task=None,
+    ):
         limits = limits or RequestLimits()
         self.engine = EngineThread(Engine(model, tokenizer, engine_limits or EngineLimits()))
-        endpoints = Endpoints("tiny/glm", self.engine, tokenizer, model.settings, limits, template)
+        endpoints = Endpoints(
+            "tiny/glm", self.engine, tokenizer, model.settings, limits, template, task
+        )
         app = build_app(endpoints, keys or ApiKeys(None), limits)
         config = uvicorn.Config(app, port=0, log_level="error", lifespan="off")
         self._server = uvicorn.Server(config)

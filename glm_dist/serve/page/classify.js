@@ -1,11 +1,12 @@
 /** Classify: which of some labels stands best at a mask. */
 
 import { countTokens } from "./counter.js";
-import { debounced, element, find } from "./dom.js";
-import { percent, text } from "./language.js";
+import { debounced, find } from "./dom.js";
+import { text } from "./language.js";
 import { parametersOf } from "./parameters.js";
 import { Runner } from "./runner.js";
 import { model } from "./session.js";
+import { drawShares } from "./shares.js";
 import { recall, remember } from "./store.js";
 
 const panel = find("#classify");
@@ -37,20 +38,7 @@ async function classify() {
   draw();
 }
 
-function draw() {
-  const shares = Object.entries(probs ?? {}).sort(([, a], [, b]) => b - a);
-  find("#shares").replaceChildren(...shares.map(([label, share]) => {
-    const bar = element("span", { class: "fillbar" });
-    bar.style.inlineSize = `${100 * share}%`;
-    return element(
-      "p",
-      { class: "share" },
-      element("span", { class: "share-label", text: label }),
-      element("span", { class: "share-value", text: percent(share) }),
-      element("span", { class: "track" }, bar),
-    );
-  }));
-}
+const draw = () => drawShares(find("#shares"), probs);
 
 const keep = debounced(500, () => {
   remember("classify", Object.fromEntries(Object.entries(fields).map(([name, node]) => [name, node.value])));

@@ -11,11 +11,12 @@ import { currentLanguage, nextLanguage, speak, text } from "./language.js";
 import { hideNotice, showFailure } from "./notice.js";
 import { showParameters } from "./parameters.js";
 import { hidePopover } from "./popover.js";
-import { isBack, isBaseModel, loadModels } from "./session.js";
+import { isBack, isBaseModel, loadModels, model } from "./session.js";
 import { apiKey, keepApiKey, recall, remember } from "./store.js";
+import { taskMode } from "./task.js";
 
 const NARROW = matchMedia("(max-width: 60rem)");
-const modes = [fillMode, completeMode, chatMode, classifyMode];
+const modes = [fillMode, completeMode, chatMode, classifyMode, taskMode];
 let mode = fillMode;
 
 function show(next) {
@@ -32,15 +33,23 @@ function show(next) {
   document.dispatchEvent(new Event("parameters"));
 }
 
+const isThere = (one) => one.isThere?.() ?? true;
+
 /** The mode that the address names. */
-const addressed = () => modes.find(({ id }) => `#${id}` === location.hash);
+const addressed = () => modes.find((one) => `#${one.id}` === location.hash && isThere(one));
+
+/** What the model can do best. */
+function bestMode() {
+  if (taskMode.isThere()) return model().task.kind === "dialogue" ? chatMode : taskMode;
+  return isBaseModel() ? fillMode : chatMode;
+}
 
 async function connect() {
   document.body.dataset.state = "loading";
   try {
     await loadModels();
     document.body.dataset.state = "ready";
-    if (!addressed()) show(isBaseModel() ? fillMode : chatMode);
+    show(addressed() ?? bestMode());
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
     document.body.dataset.state = "unconnected";
@@ -49,17 +58,19 @@ async function connect() {
 }
 
 function bindTabs() {
-  const tabs = modes.map(({ id }) => find(`#tab-${id}`));
-  const go = (place) => { location.hash = modes[(place + modes.length) % modes.length].id; };
-  tabs.forEach((tab, place) => {
-    tab.addEventListener("click", () => go(place));
-    tab.addEventListener("keydown", ({ key }) => {
-      const target = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: modes.length - 1 }[key];
+  const tabOf = ({ id }) => find(`#tab-${id}`);
+  for (const one of modes) {
+    tabOf(one).addEventListener("click", () => { location.hash = one.id; });
+    tabOf(one).addEventListener("keydown", ({ key }) => {
+      const there = modes.filter(isThere);
+      const place = there.indexOf(one);
+      const target = { ArrowRight: place + 1, ArrowLeft: place - 1, Home: 0, End: -1 }[key];
       if (target === undefined) return;
-      go(target);
-      tabs[(target + modes.length) % modes.length].focus();
+      const next = there.at(target % there.length);
+      location.hash = next.id;
+      tabOf(next).focus();
     });
-  });
+  }
   addEventListener("hashchange", () => addressed() && show(addressed()));
 }
 
@@ -83,7 +94,8 @@ function drawExamples() {
       text: text(key).split("\n")[0].replaceAll(/\[[sg]?MASK\]/g, "___"),
       on: { click: () => one.runner.isRunning || one.use(text(key)) },
     }));
-    find(".examples", find(`#${one.id}`)).replaceChildren(element("span", { text: text("examples") }), ...buttons);
+    const label = element("span", { text: text("examples") });
+    find(".examples", find(`#${one.id}`)).replaceChildren(...(buttons.length ? [label, ...buttons] : []));
   }
 }
 
@@ -145,4 +157,5 @@ bindKey();
 speak(currentLanguage());
 show(addressed() ?? fillMode);
 document.addEventListener("online-again", connect);
+document.addEventListener("model", () => isThere(mode) || show(bestMode()));
 connect();

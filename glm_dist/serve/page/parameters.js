@@ -21,6 +21,7 @@ const DEFAULTS = {
   complete: { ...SAMPLED, max_tokens: 64, temperature: 0.7, top_p: 0.95 },
   chat: { ...SAMPLED, max_tokens: 128, temperature: 0.7, top_p: 0.95 },
   classify: { normalise_length: false },
+  task: {},
 };
 const form = find("#parameter-form");
 let mode = "fill";
@@ -53,7 +54,8 @@ export function showParameters(name) {
   for (const node of findAll("[data-modes]", form)) {
     node.hidden = !node.dataset.modes.split(" ").includes(mode);
   }
-  find("details", form).hidden = mode === "classify";
+  find("details", form).hidden = ["classify", "task"].includes(mode);
+  find("#parameters").hidden = mode === "task";
   for (const input of inputs()) write(input, valuesOf(mode)[input.name]);
 }
 

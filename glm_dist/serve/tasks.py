@@ -1,0 +1,102 @@
+"""`/v1/tasks/{name}`: fields of examples in, and what the tuned model answers, as it was scored.
+
+It stands apart as the endpoint whose prompts and answers are the task's own, down to its decoding.
+"""
+
+from typing import Any
+
+from glm_dist.errors import DataError
+from glm_dist.evaluate.answers import reply_of, request_of
+from glm_dist.serve.context import Context
+from glm_dist.serve.errors import ApiError
+from glm_dist.serve.keys import Caller
+from glm_dist.serve.prompts import new_id
+from glm_dist.serve.task_protocol import ClassifyRequest, TaskRequest
+from glm_dist.tasks import Answer, Question, Task
+from glm_dist.tasks.classification import Classification
+from glm_dist.tasks.examples import Example
+
+
+def describe_task(task: Task[Any]) -> dict[str, Any]:
+    """What a client needs to know to ask: kind, fields and labels."""
+    settings = task.settings
+    needed = [name for name in settings.fields if name in settings.asked_fields]
+    return {
+        "kind": settings.kind,
+        "fields": needed,
+        "optional_fields": [name for name in settings.asked_fields if name not in needed],
+        "labels": list(task.labels),
+    }
+
+
+async def answer(
+    context: Context, task: Task[Any] | None, body: TaskRequest, caller: Caller
+) -> dict[str, Any]:
+    """The task's answer to each input."""
+    if task is None:
+        raise ApiError(
+            404,
+            f"model: {context.name} was tuned for no task; ask one that jobs/finetune.py has made",
+            param="model",
+        )
+    inputs = [body.input] if isinstance(body.input, dict) else body.input
+    context.prompts.checks.count("input", len(inputs), context.prompts.limits.max_prompts)
+    examples = [_example(task, values, number) for number, values in enumerate(inputs)]
+    answers, usage = await _answers(context, task, examples, caller)
+    data = [
+        {"index": number, **task.told(example, answer)}
+        for number, (example, answer) in enumerate(zip(examples, answers, strict=True))
+    ]
+    kind = task.settings.kind
+    return {"object": "list", "model": context.name, "task": kind, "data": data, "usage": usage}
+
+
+async def classify(
+    context: Context, task: Task[Any] | None, body: ClassifyRequest, caller: Caller
+) -> dict[str, Any]:
+    """`/v1/classify` by the labels that a model has learnt."""
+    if not isinstance(task, Classification):
+        raise ApiError(
+            400,
+            f"labels: {context.name} has learnt none; say which there are",
+            param="labels",
+        )
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    inputs: list[Any] = [{"text": text} for text in texts]
+    reply = await answer(context, task, TaskRequest(input=inputs), caller)
+    for one in reply["data"]:
+        one["label"] = one.pop("value")
+    return reply
+
+
+def _example(task: Task[Any], values: dict[str, Any], number: int) -> Example:
+    place = f"input {number}"
+    try:
+        return task.ask(values, place)
+    except ValueError as error:
+        raise ApiError(400, f"{place}: {error}", param="input") from None
+
+
+async def _answers(
+    context: Context, task: Task[Any], examples: list[Example], caller: Caller
+) -> tuple[list[Answer], dict[str, Any]]:
+    asked = [_questions(task, example) for example in examples]
+    requests = [
+        request_of(new_id(), question, task, context.settings)
+        for questions in asked
+        for question in questions
+    ]
+    outputs, usage = await context.asker.outputs(requests, caller)
+    replies = map(reply_of, requests, outputs)
+    answers = [
+        task.answer(example, [next(replies) for _ in questions])
+        for example, questions in zip(examples, asked, strict=True)
+    ]
+    return answers, usage
+
+
+def _questions(task: Task[Any], example: Example) -> list[Question]:
+    try:
+        return task.questions(example)
+    except DataError as error:
+        raise ApiError(400, str(error), param="input") from None
