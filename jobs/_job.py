@@ -39,8 +39,7 @@ def run_job(
         settings = load_config(settings_class, arguments.config, arguments.overrides)
         return main(settings, arguments) or 0
     except ConfigError as error:
-        print(_numbered(error.problems), file=sys.stderr)
-        return 2
+        return report(error)
     except GlmDistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -53,7 +52,7 @@ def build_parser(settings_class: type[Settings], description: str) -> argparse.A
     """A parser whose help lists every setting with its meaning and default."""
     parser = argparse.ArgumentParser(
         description=description,
-        epilog="settings (override any with key=value):\n" + _settings_help(settings_class),
+        epilog="settings (override any with key=value):\n" + describe_settings(settings_class),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--config", metavar="FILE", help="YAML file with the settings of this run")
@@ -71,9 +70,18 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _settings_help(settings_class: type[Settings]) -> str:
+def report(error: ConfigError) -> int:
+    """Say all that is wrong with what the user gave; the exit code for it."""
+    print(_numbered(error.problems), file=sys.stderr)
+    return 2
+
+
+def describe_settings(settings_class: type[Settings], but: Sequence[str] = ()) -> str:
+    """Every setting with its default and meaning, but for some."""
     lines = []
     for name, field in iter_fields(settings_class):
+        if name in but:
+            continue
         default = field.get_default(call_default_factory=True)
         shown = "required" if default is PydanticUndefined else repr(default)
         lines.append(f"  {name} ({shown})")

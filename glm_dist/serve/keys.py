@@ -1,54 +1,24 @@
-"""API keys: hashed at rest, compared in constant time, each with what it may do.
+"""Who may ask: keys compared in constant time by their hashes, each with what it may do.
 
-A file of keys has a key a line: the SHA-256 of it in hex, and what it may do as NAME=VALUE, all of
-it optional. `#` begins a remark. `new_key` makes a key and its line.
-
-    9f86d0…  id=search scopes=generate,classify expires=2027-01-31
-    60303a…  id=batch requests_per_minute=60 tokens_per_minute=100000 max_running=4
+A file that changes is read again, so that a key that is revoked is refused within a second.
 """
 
-import hashlib
 import hmac
-import secrets
-from collections.abc import Iterator, Sequence
+import logging
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError
-
-from glm_dist.config import Settings
 from glm_dist.errors import ConfigError
 from glm_dist.serve.errors import ApiError
+from glm_dist.serve.key_file import SCOPES, KeyRules, Scope, hash_of, read_rules
 from glm_dist.serve.quotas import Budget
 
-Scope = Literal["generate", "classify", "embed", "tasks", "metrics"]
-SCOPES: tuple[Scope, ...] = ("generate", "classify", "embed", "tasks", "metrics")
-
-
-def _split(value: Any) -> Any:
-    return tuple(value.split(",")) if isinstance(value, str) else value
-
-
-class KeyRules(Settings):
-    """What a key may do; everything by default."""
-
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    """SHA-256 of the key, in hex."""
-    id: str = Field("", pattern=r"^[\w.-]{0,64}$")
-    """Name in logs and metrics; the beginning of the hash where it has none."""
-    scopes: Annotated[tuple[Scope, ...], BeforeValidator(_split)] = SCOPES
-    """generate (completions, chat, infill), classify (labels, decisions, scores), embed, tasks,
-    metrics; models, tokens and health go with any key."""
-    expires: date | None = None
-    """The first day, in UTC, on which it is refused."""
-    requests_per_minute: int | None = Field(None, ge=1)
-    """Requests a minute at each front; as many may come at once after a pause."""
-    tokens_per_minute: int | None = Field(None, ge=1)
-    """Tokens a minute at each front, of prompts and answers."""
-    max_running: int | None = Field(None, ge=1)
-    """Requests in work at a time at each front."""
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 0.5
+"""Between two looks at the file."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +44,15 @@ class Caller:
             )
 
 
-@dataclass(frozen=True)
-class _Key:
-    digest: bytes
-    expires: date | None
-    caller: Caller
-
-
 class ApiKeys:
     """Who may ask; with no file everyone may."""
 
     def __init__(self, rules: Sequence[KeyRules] | None) -> None:
         self._anyone = Caller()
-        self._keys = None if rules is None else [_key(rule) for rule in rules]
+        self._callers = None if rules is None else {rule: _caller(rule) for rule in rules}
+        self._path: Path | None = None
+        self._stamp: tuple[int, ...] = ()
+        self._looked = time.monotonic()
 
     @classmethod
     def load(cls, path: str | None) -> "ApiKeys":
@@ -97,29 +63,18 @@ class ApiKeys:
         """
         if path is None:
             return cls(None)
-        try:
-            lines = Path(path).expanduser().read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(f"api_keys: {path} cannot be read ({error.strerror})") from None
-        rules, problems = list[KeyRules](), list[str]()
-        for number, line in enumerate(lines, start=1):
-            words = line.partition("#")[0].split()
-            if not words:
-                continue
-            try:
-                rules.append(_read(words))
-            except ValueError as error:
-                problems += [f"api_keys: line {number} of {path}: {one}" for one in _say(error)]
-        if len({rule.sha256 for rule in rules}) < len(rules):
-            problems.append(f"api_keys: {path} holds a key twice")
-        if problems or not rules:
-            raise ConfigError(problems or [f"api_keys: {path} holds no key"])
-        return cls(rules)
+        file = Path(path).expanduser()
+        rules = read_rules(file)
+        if not rules:
+            raise ConfigError(f"api_keys: {path} holds no key")
+        keys = cls(rules)
+        keys._path, keys._stamp = file, _stamp(file)
+        return keys
 
     @property
     def is_open(self) -> bool:
         """Whether no key is asked for."""
-        return self._keys is None
+        return self._callers is None
 
     def check(self, authorization: str | None) -> Caller:
         """Who asks.
@@ -127,17 +82,18 @@ class ApiKeys:
         Raises:
             ApiError: 401 where the key is missing, unknown or expired; which, it does not say.
         """
-        if self._keys is None:
+        if self._callers is None:
             return self._anyone
+        self._look()
         scheme, _, given = (authorization or "").partition(" ")
-        digest = hashlib.sha256(given.strip().encode()).digest()
+        digest = hash_of(given.strip())
         # Every key is looked at, whichever fits.
-        fitting = [key for key in self._keys if hmac.compare_digest(digest, key.digest)]
+        fitting = [rule for rule in self._callers if hmac.compare_digest(digest, rule.sha256)]
         today = datetime.now(UTC).date()
         if scheme.lower() == "bearer" and fitting:
-            [key] = fitting
-            if key.expires is None or today < key.expires:
-                return key.caller
+            [rule] = fitting
+            if rule.expires is None or today < rule.expires:
+                return self._callers[rule]
         raise ApiError(
             401,
             "the API key is missing or unknown; send `Authorization: Bearer KEY`",
@@ -145,51 +101,34 @@ class ApiKeys:
             headers={"www-authenticate": "Bearer"},
         )
 
+    def _look(self) -> None:
+        """Take up what has changed in the file; keys that stay as they are keep their budgets."""
+        now = time.monotonic()
+        if self._path is None or now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        stamp = _stamp(self._path)
+        if stamp == self._stamp:
+            return
+        self._stamp = stamp
+        try:
+            rules = read_rules(self._path)
+        except ConfigError as error:
+            logger.error("%s; the keys read before stay", error)
+            return
+        known = self._callers or {}
+        self._callers = {rule: known.get(rule) or _caller(rule) for rule in rules}
 
-def new_key(**rules: str) -> tuple[str, str]:
-    """A key of 256 random bits, which is shown once, and the line of it for the file.
 
-    Raises:
-        ConfigError: when a rule is wrong.
-    """
-    key = f"sk-{secrets.token_urlsafe(32)}"
-    digest = hashlib.sha256(key.encode()).hexdigest()
-    words = [digest, *(f"{name}={value}" for name, value in rules.items())]
-    try:
-        _read(words)
-    except ValueError as error:
-        raise ConfigError(list(_say(error))) from None
-    return key, " ".join(words)
-
-
-def _key(rules: KeyRules) -> _Key:
-    name = rules.id or rules.sha256[:12]
+def _caller(rules: KeyRules) -> Caller:
     budget = Budget(rules.requests_per_minute, rules.tokens_per_minute, rules.max_running)
-    return _Key(bytes.fromhex(rules.sha256), rules.expires, Caller(name, rules.scopes, budget))
+    return Caller(rules.name, rules.scopes, budget)
 
 
-def _read(words: Sequence[str]) -> KeyRules:
-    digest, *options = words
-    pairs = [option.partition("=") for option in options]
-    names = [name for name, _, _ in pairs]
-    if "sha256" in names or len(set(names)) < len(names):
-        raise ValueError("names a rule twice")
-    return KeyRules(sha256=digest.lower(), **{name: value for name, _, value in pairs})  # type: ignore[arg-type]
-
-
-def _say(error: ValueError) -> Iterator[str]:
-    """What is wrong, never with a value, which may be a key that should not be there."""
-    if not isinstance(error, ValidationError):
-        yield str(error)
-        return
-    for problem in error.errors(include_url=False, include_input=False, include_context=False):
-        name = str(problem["loc"][0])[:32]
-        if name == "sha256":
-            yield (
-                "is no SHA-256 in 64 hex digits; write what `printf %s KEY | sha256sum` prints, "
-                "never the key itself"
-            )
-        elif name in KeyRules.model_fields:
-            yield f"{name}: {problem['msg']}"
-        else:
-            yield f"knows no such rule; there are {', '.join(list(KeyRules.model_fields)[1:])}"
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Another one when the file has changed; none where it is gone."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_mtime_ns, found.st_size

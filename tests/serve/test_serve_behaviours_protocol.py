@@ -7,7 +7,8 @@ import jsonschema
 import pytest
 
 from glm_dist.errors import ConfigError
-from glm_dist.serve.keys import SCOPES, ApiKeys, new_key
+from glm_dist.serve.key_file import SCOPES, add_key, new_key, revoke_key
+from glm_dist.serve.keys import LOOK_SECONDS, ApiKeys
 from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.openapi import REPLIES
 from glm_dist.serve.quotas import Budget, FairOrder, duration
@@ -185,6 +186,33 @@ def test_keys_have_scopes_ends_and_quotas(serve, tmp_path):
     assert replies[0].headers["x-ratelimit-remaining-requests"] == "1"
     assert int(replies[2].headers["retry-after"]) in range(1, 121)
     assert replies[2].json()["error"]["code"] == "rate_limit_exceeded"
+
+
+def test_keys_come_and_go_while_the_server_runs(serve, tmp_path):
+    path = tmp_path / "keys"
+    first, _ = add_key(path, id="first", requests_per_minute="2")
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert first not in path.read_text()
+    server = serve(keys=ApiKeys.load(str(path)))
+
+    def status(key):
+        time.sleep(LOOK_SECONDS)
+        return server.http.get("/v1/models", headers=bearer(key)).status_code
+
+    assert status(first) == 200
+    server.http.post("/v1/completions", json=BODY, headers=bearer(first))
+    second, _ = add_key(path, id="second")
+    assert (status(second), status(first)) == (200, 200)
+    reply = server.http.post("/v1/completions", json=BODY, headers=bearer(first))
+    assert reply.headers["x-ratelimit-remaining-requests"] == "0"  # of one budget all along
+    revoke_key(path, "first")
+    assert (status(first), status(second)) == (401, 200)
+    path.write_text("none of ours")
+    assert status(second) == 200
+    path.write_text("# nobody")
+    assert status(second) == 401
+    with pytest.raises(ConfigError, match="no such key; there is none"):
+        revoke_key(path, "first")
 
 
 def test_wrong_lines_of_keys_are_all_named_and_never_shown(tmp_path):

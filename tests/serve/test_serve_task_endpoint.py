@@ -7,7 +7,8 @@ from finetune_scenarios import small_tokenizer
 
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.task_report import score_answers
-from glm_dist.serve.keys import ApiKeys, new_key
+from glm_dist.serve.key_file import new_key
+from glm_dist.serve.keys import ApiKeys
 from glm_dist.tasks import Answer
 
 ROWS = 200
