@@ -24,24 +24,33 @@ _SET_PARENT_DEATH_SIGNAL = 1  # of prctl(2)
 Main = Callable[[Any, argparse.Namespace], int]
 
 
-def as_driver(main: Main, progress: Callable[[Any], object]) -> Main:
-    """`main` in a process of its own, watched by this one; `--plan` needs no such care.
+def as_driver(
+    main: Main,
+    progress: Callable[[Any], object],
+    is_short: Callable[[argparse.Namespace], bool] = lambda arguments: arguments.plan,
+    further: str = "a new checkpoint",
+) -> Main:
+    """`main` in a process of its own, watched by this one.
 
-    `progress` gives, of the settings, something that is another where the job has got further.
+    Args:
+        main: the driver.
+        progress: gives, of the settings, something that is another where the job has got further.
+        is_short: whether such arguments need no such care.
+        further: what is lacking where the job has not got further.
     """
 
     def run(settings: Any, arguments: argparse.Namespace) -> int:
-        if arguments.plan:
+        if is_short(arguments):
             return main(settings, arguments)
         if os.environ.get(DRIVER_MARK) != str(os.getppid()):
-            return watch_driver(lambda: progress(settings))
+            return watch_driver(lambda: progress(settings), further)
         ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
         return main(settings, arguments)
 
     return run
 
 
-def watch_driver(progress: Callable[[], object]) -> int:
+def watch_driver(progress: Callable[[], object], further: str) -> int:
     """Run this program again as a child, and again while signals kill it; its exit code."""
     deaths, reached = 0, progress()
     environment = {**os.environ, DRIVER_MARK: str(os.getpid())}
@@ -57,12 +66,12 @@ def watch_driver(progress: Callable[[], object]) -> int:
         name = signal.Signals(-code).name
         if deaths > MAX_DEATHS:
             print(
-                f"error: {name} ended the driver, the last of {deaths} deaths in a row without a "
-                "new checkpoint; where that is memory, give it more",
+                f"error: {name} ended the driver, the last of {deaths} deaths in a row without "
+                f"{further}; where that is memory, give it more",
                 file=sys.stderr,
             )
             return 128 - code
-        print(f"{name} ended the driver; it starts again and resumes", file=sys.stderr, flush=True)
+        print(f"{name} ended the driver; it starts again", file=sys.stderr, flush=True)
 
 
 class Forwarder:

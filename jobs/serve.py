@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from _driver import as_driver
 from _job import run_job
-from _ray import connect, found_address
+from _ray import connect, found_address, is_reachable
 
 from glm_dist.config import home, output_path
 from glm_dist.serve.settings import HostedModel, ServeSettings
@@ -26,6 +27,10 @@ from glm_dist.serve.settings import HostedModel, ServeSettings
 APPLICATION = "glm"
 LOOK_SECONDS = 0.2
 DRAIN_CALL_SECONDS = 5.0
+HEAD_SECONDS = 1.0
+"""Between two looks at the head of a Ray of our own."""
+STEADY_SECONDS = 300
+"""A server that dies after so long has not died of its start."""
 
 
 def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
@@ -37,6 +42,9 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     # Read by Serve's processes when they start: an engine that is given up is not waited for.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
+    from glm_dist.serve.proxy import environment
+
+    os.environ.update(environment(settings.limits))
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions
@@ -59,7 +67,7 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     )
     handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
     announce(settings)
-    asked.wait()
+    wait(asked, ray.get_runtime_context().gcs_address if is_own else None)
     print("draining and stopping", flush=True)
     drain(handle, settings.drain_seconds)
     if not is_own:
@@ -70,6 +78,18 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     # gone (404), only to ask again (503).
     ray.shutdown()
     return 0
+
+
+def wait(asked: threading.Event, head: str | None) -> None:
+    """Until somebody asks; where the head of a Ray of our own dies, this process dies with it.
+
+    What runs would go on for a minute and could not be mended. So it ends now, and the process
+    that watches this one starts all of it again.
+    """
+    while not asked.wait(HEAD_SECONDS):
+        if head is not None and not is_reachable(head):
+            print("the head of Ray is gone", file=sys.stderr, flush=True)
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def drain(handle: Any, seconds: float) -> None:
@@ -141,11 +161,13 @@ def serve_alone(settings: ServeSettings) -> int:
     import uvicorn
 
     from glm_dist.serve.app import build_app
+    from glm_dist.serve.impatience import be_impatient
     from glm_dist.serve.keys import ApiKeys
     from glm_dist.serve.opening import check_models, describe, open_engine
 
     check_models(settings)
     keys = ApiKeys.load(settings.api_keys)
+    be_impatient(settings.limits.header_seconds, settings.limits.reading_seconds)
     engine = open_engine(settings)
     endpoints = describe(settings).endpoints(engine, settings.limits)
     app = build_app(endpoints, keys, settings.limits)
@@ -200,5 +222,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_short(arguments: argparse.Namespace) -> bool:
+    """Whether nothing is served for long enough to be watched, or by this process alone."""
+    return arguments.without_ray or arguments.write_config
+
+
+def periods(settings: ServeSettings) -> int:
+    """Another number after a while in which a server has lived."""
+    del settings
+    return int(time.monotonic() // STEADY_SECONDS)
+
+
 if __name__ == "__main__":
-    sys.exit(run_job(main, ServeSettings, description=__doc__ or "", add_flags=add_flags))
+    watched = as_driver(main, periods, is_short, f"{STEADY_SECONDS} steady seconds")
+    sys.exit(run_job(watched, ServeSettings, description=__doc__ or "", add_flags=add_flags))

@@ -17,8 +17,12 @@ class RequestLimits(Settings):
 
     max_body_bytes: int = Field(1_000_000, ge=1024)
     """Longest request body."""
+    header_seconds: float = Field(10.0, gt=0)
+    """Time a client has to send the header of a request, and to begin one on a new connection."""
     body_seconds: float = Field(10.0, gt=0)
     """Time a client has to send its body."""
+    reading_seconds: float = Field(10.0, gt=0)
+    """A client that has stopped reading its reply for so long is hung up on."""
     max_json_depth: int = Field(32, ge=4)
     """Lists and objects of a body inside one another."""
     max_prompts: int = Field(64, ge=1)

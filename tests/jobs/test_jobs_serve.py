@@ -58,7 +58,7 @@ def start(home, *arguments):
 @pytest.mark.parametrize("flags", [[], ["--without-ray"]])
 def test_a_model_is_served_until_sigterm(home, flags):
     port = free_port()
-    job = start(home, "model=models/tiny", f"port={port}", *flags)
+    job = start(home, "model=models/tiny", f"port={port}", "limits.header_seconds=2", *flags)
     lines = []
     for line in job.stdout:
         lines.append(line)
@@ -73,6 +73,9 @@ def test_a_model_is_served_until_sigterm(home, flags):
     assert list(parts)[-1].choices[0].finish_reason
     url = f"http://127.0.0.1:{port}/v1/models"
     assert len(httpx.get(url).headers.get_list("x-request-id")) == 1
+    with socket.create_connection(("127.0.0.1", port), timeout=30) as slow:
+        slow.sendall(b"GET /v1/models HTTP/1.1\r\nhost: localhost\r\n")
+        assert slow.recv(1) == b""  # hung up on
     job.send_signal(signal.SIGTERM)
     assert statuses(url) <= {200, 503}
     rest = job.stdout.read()
