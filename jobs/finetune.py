@@ -156,8 +156,10 @@ def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Sc
     """Score the finished model, print the scores and where everything lies."""
     from glm_dist.evaluate.answers import Answerer
     from glm_dist.evaluate.calibration import calibrate
+    from glm_dist.evaluate.label_sets import tune_thresholds
     from glm_dist.evaluate.task_report import PAGE, score_answers, write_answers
     from glm_dist.inference import load_model
+    from glm_dist.tasks.multi_label import MultiLabel
 
     split, task = prepared.scored, prepared.task
     examples, dev = prepared.splits[split], prepared.splits["validation"]
@@ -166,6 +168,10 @@ def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Sc
         known = Answerer(model, tokenizer, task).answer(dev)
         task = calibrate(run_folder / "model", task, known, [task.gold(one) for one in dev])
         print(f"temperature  {task.settings.temperature:.2f}, fitted on the dev examples")
+    elif isinstance(task, MultiLabel):
+        known = Answerer(model, tokenizer, task).answer(dev)
+        task = tune_thresholds(run_folder / "model", task, known, [task.gold(one) for one in dev])
+        print(f"thresholds   {', '.join(f'{one:.2f}' for one in sorted(set(task.thresholds)))}")
     answers = Answerer(model, tokenizer, task).answer(examples)
     folder = run_folder / split
     print_scores(split, len(examples), write_answers(folder, task, examples, answers, origin))

@@ -11,6 +11,7 @@ from glm_dist.tasks.examples import Example
 CASES = {
     "cloze": ("classification", {"verbalizers": {"x": "good", "y": "bad dull", "z": "man"}}),
     "head": ("classification", {"method": "head"}),
+    "multi_label": ("multi_label", {}),
     "labelling": ("labelling", {}),
     "translation": ("translation", {"decoding": {"max_tokens": 6}}),
     "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
@@ -28,6 +29,7 @@ def examples_of(kind, count=12):
         tags = [rng.choice(["O", "B-A", "I-A"]) for _ in words]
         fields = {
             "classification": {"text": text, "label": "xyz"[number % 3]},
+            "multi_label": {"text": text, "labels": list("xyz"[number % 3 : 1 + number % 5])},
             "labelling": {
                 "tokens": words,
                 "tags": tags,

@@ -130,7 +130,8 @@ class RowPlan:
     @property
     def steps_per_block(self) -> int:
         """Steps in a block: enough for BLOCK_BYTES or BLOCK_ROWS, one at least."""
-        row_bytes = self.source.rows.sequence_length * BYTES_PER_TOKEN
+        token_bytes = BYTES_PER_TOKEN + 4 * open_builder(self.source).num_shares
+        row_bytes = self.source.rows.sequence_length * token_bytes
         rows = min(BLOCK_BYTES // row_bytes, BLOCK_ROWS)
         return max(1, min(self.num_steps, rows // self.schedule.rows_per_rank))
 

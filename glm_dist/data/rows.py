@@ -70,6 +70,11 @@ class RowBuilder:
         """Tokens of each document of the split, int64."""
         return self.dataset.lengths(self.split)
 
+    @property
+    def num_shares(self) -> int:
+        """Labels that each token has shares of, float32 [labels]; 0 where targets are ids."""
+        return 0
+
     def text(self, piece: Piece) -> tuple[np.ndarray, np.ndarray]:
         """`[ENC]` + the piece (+ eos at the document's end), and which may be predicted."""
         special = self.infill.special
@@ -127,16 +132,22 @@ class RowBuilder:
 
     def build(self, row_ids: np.ndarray, contents: Iterator[tuple[int, Sequence[Piece]]]) -> Rows:
         """Arrays [rows, sequence_length] of the named contents; a negative row id is a fill row."""
-        out: Rows = {
-            name: np.zeros((len(row_ids), self.rows.sequence_length), dtype=dtype)
-            for name, dtype in _DTYPES.items()
-        }
-        out["tokens"].fill(self.infill.special.pad)
-        out["targets"].fill(self.infill.special.pad)
+        out = self._empty(len(row_ids))
         out["row_ids"] = np.asarray(row_ids, dtype=np.int64)
         out["row_weights"] = (out["row_ids"] >= 0).astype(np.float32)
         for row, (epoch, pieces) in zip(np.flatnonzero(out["row_ids"] >= 0), contents, strict=True):
             self._lay(out, int(row), epoch, pieces)
+        return out
+
+    def _empty(self, num_rows: int) -> Rows:
+        out: Rows = {
+            name: np.zeros((num_rows, self.rows.sequence_length), dtype=dtype)
+            for name, dtype in _DTYPES.items()
+        }
+        out["tokens"].fill(self.infill.special.pad)
+        out["targets"].fill(self.infill.special.pad)
+        if self.num_shares:
+            out["targets"] = np.zeros((*out["targets"].shape, self.num_shares), np.float32)
         return out
 
     def _lay(self, out: Rows, row: int, epoch: int, pieces: Sequence[Piece]) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,13 @@ def write_samples(
     path: Path, documents: Sequence[SampleDocument], vocab_size: int
 ) -> dict[str, Any]:
     """Write one shard atomically; return its entry for the manifest."""
+    kinds = dict(_ARRAYS)
+    if documents[0].sample.targets.ndim == 2:
+        kinds["targets"] = pa.float32()
     schema = pa.schema(
         [
             ("tokens", pa.list_(token_type(vocab_size))),
-            *((name, pa.list_(kind)) for name, kind in _ARRAYS.items()),
+            *((name, pa.list_(kind)) for name, kind in kinds.items()),
             *_NUMBERS.items(),
             *((name, pa.string()) for name in _TEXTS),
         ]
@@ -91,18 +95,23 @@ def write_samples(
 
 
 def _batch(documents: Sequence[SampleDocument], schema: pa.Schema) -> pa.RecordBatch:
-    lengths = [len(document.sample.tokens) for document in documents]
-    offsets = pa.array(np.cumsum([0, *lengths], dtype=np.int32))
     columns = []
     for field in schema:
         if pa.types.is_list(field.type):
-            flat = np.concatenate([getattr(one.sample, field.name) for one in documents])
+            arrays = [_stored(one.sample, field.name) for one in documents]
+            offsets = pa.array(np.cumsum([0, *map(len, arrays)], dtype=np.int32))
             kind = field.type.value_type
-            values = pa.array(flat.astype(kind.to_pandas_dtype()), kind)
+            values = pa.array(np.concatenate(arrays).astype(kind.to_pandas_dtype()), kind)
             columns.append(pa.ListArray.from_arrays(offsets, values))
         else:
             columns.append(pa.array([_cell(one, field.name) for one in documents], field.type))
     return pa.record_batch(columns, schema=schema)
+
+
+def _stored(sample: Sample, name: str) -> np.ndarray:
+    """One of a sample's arrays; of shares of labels only those of the places that have some."""
+    array = getattr(sample, name)
+    return array if array.ndim == 1 else array[sample.loss_mask > 0].ravel()
 
 
 def _cell(document: SampleDocument, name: str) -> Any:
@@ -115,6 +124,15 @@ def _cell(document: SampleDocument, name: str) -> Any:
 
 class SampleRowBuilder(RowBuilder):
     """Builds rows of whole samples, of which everything was decided when they were made."""
+
+    @cached_property
+    def num_shares(self) -> int:  # type: ignore[override]
+        """Labels that a sample's places have shares of; 0 where each has the id of one."""
+        row = self.dataset.row(self.split, 0)
+        if not pa.types.is_floating(row.schema.field("targets").type.value_type):
+            return 0
+        num_places = row.column("loss_mask")[0].values.to_numpy().sum()
+        return int(len(row.column("targets")[0]) // num_places)
 
     def packer(self, epoch: int) -> Packer:
         """A packer that never cuts."""
@@ -129,6 +147,10 @@ class SampleRowBuilder(RowBuilder):
         row = self.dataset.row(self.split, piece.document)
         names = ("tokens", *_ARRAYS)
         arrays = {name: row.column(name)[0].values.to_numpy() for name in names}
+        if self.num_shares:
+            shares, there = arrays["targets"], arrays["loss_mask"] > 0
+            arrays["targets"] = np.zeros((len(there), self.num_shares), np.float32)
+            arrays["targets"][there] = shares.reshape(-1, self.num_shares)
         length, mode = (row.column(name)[0].as_py() for name in ("part_a_length", "mode"))
         return Sample(**arrays, part_a_length=length), mode
 

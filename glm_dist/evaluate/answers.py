@@ -100,8 +100,7 @@ def reply_of(request: AnyRequest, outputs: Iterable[Output]) -> Reply:
         if isinstance(output, Scores):
             return Reply(scores=np.array([[one.total for one in output.options]]))
         if isinstance(output, Labelled):
-            scores = np.array(output.scores)
-            return Reply(scores=scores - np.logaddexp.reduce(scores, axis=1, keepdims=True))
+            return Reply(scores=np.array(output.scores))
         assert isinstance(output, Delta)
         texts[output.blank] += output.text
     return Reply(tuple(texts))

@@ -104,6 +104,42 @@ class LabelDev(_Dev):
         return _label_figures(table, float(sums[-1] / max(1.0, table.sum())))
 
 
+class LabelSetDev(_Dev):
+    """Which labels a head gives a text that may have several."""
+
+    THRESHOLDS = np.linspace(0.05, 0.95, 19)
+
+    def __init__(self, dev: DevRows, num_labels: int) -> None:
+        super().__init__(dev)
+        self._num_labels = num_labels
+
+    def measure(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
+        """Micro and macro F1 under the one threshold with the best micro F1, and loss."""
+        counts = np.zeros((len(self.THRESHOLDS), 3, self._num_labels))
+        loss, num_texts = 0.0, 0
+        for rows, _ in self._dev.batches():
+            outputs, mask = forward(rows), rows["loss_mask"] > 0
+            assert outputs.label_scores is not None, "a classifier gives them"
+            there = rows["targets"][mask] > 0
+            chances = 1 / (1 + np.exp(-outputs.label_scores[mask].astype(np.float64)))
+            given = chances >= self.THRESHOLDS[:, None, None]
+            counts[:, 0] += (given & there).sum(1)
+            counts[:, 1] += given.sum(1)
+            counts[:, 2] += there.sum(0)
+            loss, num_texts = loss + float(outputs.losses.sum()), num_texts + int(mask.sum())
+        sums = all_sum(np.append(counts.ravel(), [loss, num_texts]))
+        hits, said, right = sums[:-2].reshape(counts.shape).transpose(1, 0, 2)
+        micro = 2 * hits.sum(1) / np.maximum(1, (said + right).sum(1))
+        macro = (2 * hits / np.maximum(1, said + right)).mean(1)
+        best = int(micro.argmax())
+        return {
+            "dev/micro_f1": float(micro[best]),
+            "dev/macro_f1": float(macro[best]),
+            "dev/loss": float(sums[-2] / max(1.0, sums[-1])),
+            "dev/error": float(1 - micro[best]),
+        }
+
+
 class TagDev(_Dev):
     """Which tags a head gives the tokens of a sentence: spans count where the tags spell some."""
 
@@ -192,6 +228,8 @@ def _of_task(builder: SampleRowBuilder, dev: DevRows) -> Evaluator:
         return TagDev(dev, task)
     if not task.labels:
         return LossDev(dev)
+    if task.head.multi_label:
+        return LabelSetDev(dev, len(task.labels))
     if task.head.is_classifier:
         return LabelDev(dev, len(task.labels))
     return ChoiceDev(dev, len(task.labels), task.settings.length_penalty)

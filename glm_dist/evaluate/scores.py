@@ -41,7 +41,7 @@ def macro_f1(
         references, predictions, labels=names, average="macro", zero_division=0
     )
     ours, theirs = _one_hot(predictions, names), _one_hot(references, names)
-    return _f1_score("macro F1", 100 * value, ours * theirs, ours, theirs, is_macro=True)
+    return f1_of_counts("macro F1", 100 * value, ours * theirs, ours, theirs, is_macro=True)
 
 
 def micro_f1(
@@ -55,7 +55,7 @@ def micro_f1(
     ours = np.array([[name in labels for name in names] for labels in predictions], float)
     value = metrics.f1_score(theirs, ours, average="micro", zero_division=0) if names else 0.0
     counts = [part.sum(1, keepdims=True) for part in (ours * theirs, ours, theirs)]
-    return _f1_score("micro F1", 100 * value, *counts)
+    return f1_of_counts("micro F1", 100 * value, *counts)
 
 
 def matthews(references: Sequence[str], predictions: Sequence[str]) -> Score:
@@ -114,7 +114,7 @@ def span_f1(references: Sequence[Collection[Any]], predictions: Sequence[Collect
 
 def _span_score(name: str, value: float, pairs: Sequence[tuple[set[Any], set[Any]]]) -> Score:
     counts = np.array([(len(a & b), len(a), len(b)) for a, b in pairs], float).reshape(-1, 3)
-    return _f1_score(name, value, *np.split(counts, 3, axis=1))
+    return f1_of_counts(name, value, *np.split(counts, 3, axis=1))
 
 
 def _as_bioes(tag: str) -> str:
@@ -253,7 +253,7 @@ def _harmonic(common: int, ours: int, theirs: int) -> float:
     return 2 * common / (ours + theirs) if common else float(ours == theirs == 0)
 
 
-def _f1_score(
+def f1_of_counts(
     name: str,
     value: float,
     hits: np.ndarray,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from glm_dist.evaluate.calibration import expected_calibration_error, reliability
+from glm_dist.evaluate.label_sets import per_label
 from glm_dist.evaluate.mistakes import LengthRow, WrongExample, per_class, per_length
 from glm_dist.evaluate.score import Score
 from glm_dist.tasks import Answer, Task
@@ -74,6 +75,20 @@ def label_section(
         )
         parts += [f"\nExpected calibration error: {error:.1f} %"]
     return "\n".join([*parts, ""])
+
+
+def label_set_section(
+    task: Task[Any], golds: Sequence[Sequence[str]], answers: Sequence[Answer]
+) -> str:
+    """Of labels of which an example may have several: each one's scores and threshold."""
+    rows = per_label(golds, [answer.value for answer in answers], task.labels)
+    thresholds = getattr(task, "thresholds", [0.0] * len(rows))
+    head = ("label", "precision", "recall", "F1", "examples", "given from")
+    cells = (
+        (r.label, *(f"{x:.1f}" for x in r[1:4]), f"{r.num_examples:,}", f"{threshold:.2f}")
+        for r, threshold in zip(rows, thresholds, strict=True)
+    )
+    return "\n".join(["\n## By label\n", *_table(head, cells), ""])
 
 
 def mistakes_section(worst: Sequence[WrongExample]) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from glm_dist.evaluate.label_sets import set_scores
 from glm_dist.evaluate.mistakes import confusion, worst_errors
 from glm_dist.evaluate.pictures import draw_confusion
 from glm_dist.evaluate.score import Score, interval
@@ -25,7 +26,13 @@ from glm_dist.evaluate.scores import (
     rouge,
     span_f1,
 )
-from glm_dist.evaluate.task_page import label_section, length_section, mistakes_section, page
+from glm_dist.evaluate.task_page import (
+    label_section,
+    label_set_section,
+    length_section,
+    mistakes_section,
+    page,
+)
 from glm_dist.tasks import Answer, Task
 from glm_dist.tasks.examples import Example
 from glm_dist.tasks.labelling import spells_spans
@@ -62,6 +69,8 @@ def score_answers(
     scoring = task.scoring
     if scoring == "labels":
         return [accuracy(golds, values), macro_f1(golds, values, task.labels)]
+    if scoring == "label_sets":
+        return set_scores(golds, values, task.labels)
     if scoring == "tags":
         flat = accuracy([t for tags in golds for t in tags], [t for tags in values for t in tags])
         return [entity_f1(golds, values), flat] if spells_spans(task.labels) else [flat]
@@ -115,6 +124,8 @@ def write_answers(
     if task.scoring == "labels":
         labelled, section = _write_labels(folder, task, examples, answers, str(scores[0]))
         kept, text = kept | labelled, text + section
+    if task.scoring == "label_sets":
+        text += label_set_section(task, [task.gold(one) for one in examples], answers)
     _write(folder / SCORES, json.dumps(kept, indent=1, ensure_ascii=False))
     _write(folder / PAGE, text)
     return scores

@@ -15,7 +15,8 @@ class Batch(NamedTuple):
     tokens: Tensor
     """Input ids."""
     targets: Tensor
-    """Ids to predict; what stands where loss_mask is 0 has no effect."""
+    """Ids to predict; what stands where loss_mask is 0 has no effect. Of a classification
+    they may be [B, S, labels]."""
     position_ids: Tensor
     """Place in the corrupted text of the sample."""
     block_position_ids: Tensor

@@ -12,7 +12,10 @@ MASKED_SHARE, RANDOM_SHARE = 0.8, 0.1  # of the chosen tokens; the rest stay (De
 
 
 class Sample(NamedTuple):
-    """One GLM sample of S tokens; arrays are int32 [S], `loss_mask` is uint8 [S]."""
+    """One GLM sample of S tokens; arrays are int32 [S], `loss_mask` is uint8 [S].
+
+    Where labels have shares `targets` is float32 [S, labels].
+    """
 
     tokens: np.ndarray
     targets: np.ndarray

@@ -70,9 +70,14 @@ def filled_sample(
 def labelled_sample(
     tokens: np.ndarray, places: Sequence[int] | np.ndarray, labels: Sequence[int] | np.ndarray
 ) -> Sample:
-    """A text all of which is seen, with the id of a label at each of some places."""
-    length = len(tokens)
-    targets, loss_mask = np.zeros(length, np.int32), np.zeros(length, np.uint8)
+    """A text all of which is seen, with the id of a label at each of some places.
+
+    Where `labels` is [places, labels] each place has a share of every label, and so have the
+    targets: float32 [S, labels].
+    """
+    length, tail = len(tokens), np.shape(labels)[1:]
+    targets = np.zeros((length, *tail), np.float32 if tail else np.int32)
+    loss_mask = np.zeros(length, np.uint8)
     targets[places], loss_mask[places] = labels, 1
     return Sample(
         tokens.astype(np.int32),

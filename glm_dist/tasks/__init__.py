@@ -15,6 +15,7 @@ from glm_dist.tasks.correction import Correction, CorrectionSettings
 from glm_dist.tasks.dialogue import Dialogue, DialogueSettings
 from glm_dist.tasks.infilling import Infilling, InfillingSettings
 from glm_dist.tasks.labelling import Labelling, LabellingSettings
+from glm_dist.tasks.multi_label import MultiLabel, MultiLabelSettings
 from glm_dist.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
 from glm_dist.tasks.reply_choice import ReplyChoice, ReplyChoiceSettings
 from glm_dist.tasks.settings import TaskSettings
@@ -25,6 +26,7 @@ from glm_dist.tokenizer import Tokenizer
 
 AnyTask = Annotated[
     ClassificationSettings
+    | MultiLabelSettings
     | LabellingSettings
     | TranslationSettings
     | SummarisationSettings
@@ -39,6 +41,7 @@ AnyTask = Annotated[
 
 TASKS: dict[str, type[Task[Any]]] = {
     "classification": Classification,
+    "multi_label": MultiLabel,
     "labelling": Labelling,
     "translation": Translation,
     "summarisation": Summarisation,

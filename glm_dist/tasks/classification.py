@@ -18,8 +18,14 @@ from glm_dist.tasks.examples import Example, take
 from glm_dist.tasks.settings import TaskSettings
 from glm_dist.tasks.task import Answer, Question, Reply, Task, TaskSample
 from glm_dist.tasks.template import Template
-
-FIELDS = ("text", "text_b", "label")
+from glm_dist.tasks.whole_text import (
+    TEXTS,
+    pooled_place,
+    shown_texts,
+    sorted_labels,
+    text_problems,
+    whole_text,
+)
 
 
 class ClassificationSettings(TaskSettings):
@@ -53,8 +59,7 @@ class ClassificationSettings(TaskSettings):
 
     @model_validator(mode="after")
     def _check(self) -> "ClassificationSettings":
-        known = [name for name in FIELDS if name != "label"]
-        problems = [p for text in self.patterns for p in Template(text).problems(known)]
+        problems = [p for text in self.patterns for p in Template(text).problems(TEXTS)]
         strange = [name for name in self.verbalizers if self.labels and name not in self.labels]
         if strange:
             problems.append(f"verbalizers: {', '.join(strange)} is none of the labels")
@@ -78,7 +83,9 @@ class Classification(Task[ClassificationSettings]):
         cls, settings: ClassificationSettings, examples: Sequence[Example]
     ) -> ClassificationSettings:
         """With labels, patterns and verbalizers written out."""
-        labels = settings.labels or _sorted({example.text("label") for example in examples} - {""})
+        labels = settings.labels or sorted_labels(
+            {example.text("label") for example in examples} - {""}
+        )
         found: dict[str, Any] = {"labels": labels}
         if settings.method == "cloze":
             is_pair = any(example.text("text_b") for example in examples)
@@ -116,7 +123,7 @@ class Classification(Task[ClassificationSettings]):
 
     def problems(self, example: Example, *, is_labelled: bool = True) -> list[str]:
         """An empty text, or a label that training has not seen."""
-        found = [] if example.text("text") else ["the text is empty; fill it or take the line out"]
+        found = text_problems(example)
         label = example.text("label")
         if is_labelled and label not in self.settings.labels:
             known = ", ".join(map(repr, self.settings.labels[:20]))
@@ -132,12 +139,9 @@ class Classification(Task[ClassificationSettings]):
         """One sample a pattern, or one for the head."""
         gold = self._gold(example)
         if self.settings.method == "head":
-            text = self._text(example)
-            return [
-                TaskSample(
-                    labelled_sample(text, [self._pooled(text)], [gold]), Compared(0, gold=gold)
-                )
-            ]
+            text = whole_text(example, self.binding)
+            place = pooled_place(text, self.binding)
+            return [TaskSample(labelled_sample(text, [place], [gold]), Compared(0, gold=gold))]
         return [self._cloze(prompt, gold, gold) for prompt in self._prompts(example)]
 
     def dev_samples(self, example: Example) -> list[TaskSample]:
@@ -154,8 +158,8 @@ class Classification(Task[ClassificationSettings]):
     def questions(self, example: Example) -> list[Question]:
         """The prompts with the labels' words to be compared, or the text for the head."""
         if self.settings.method == "head":
-            text = self._text(example)
-            return [Question(text, (self._pooled(text),))]
+            text = whole_text(example, self.binding)
+            return [Question(text, (pooled_place(text, self.binding),))]
         options = tuple(self._word(option) for option in range(len(self.labels)))
         special = self.tokenizer.special
         return [
@@ -179,7 +183,7 @@ class Classification(Task[ClassificationSettings]):
 
     def shown(self, example: Example) -> str:
         """Both texts."""
-        return " / ".join(filter(None, (example.text("text"), example.text("text_b"))))
+        return shown_texts(example)
 
     def repeats(self, examples: Sequence[Example]) -> list[float]:
         """How often each example is to be seen an epoch, by `balance`."""
@@ -201,29 +205,14 @@ class Classification(Task[ClassificationSettings]):
     def _prompts(self, example: Example) -> list[np.ndarray]:
         longest = max(len(self._word(option)) for option in range(len(self.labels))) + 1
         room = self.binding.max_tokens - longest
-        values = {name: example.text(name) for name in FIELDS}
+        values = {name: example.text(name) for name in TEXTS}
         return [
             Template(pattern).render(values, self.tokenizer, room, example.place)
             for pattern in self.settings.patterns
         ]
-
-    def _text(self, example: Example) -> np.ndarray:
-        pair = "{text}\n{text_b}" if example.text("text_b") else "{text}"
-        values = {name: example.text(name) for name in FIELDS}
-        return Template(pair).render(values, self.tokenizer, self.binding.max_tokens, example.place)
-
-    def _pooled(self, text: np.ndarray) -> int:
-        return 0 if self.binding.pools_first else len(text) - 1
 
 
 def _default_pattern(is_pair: bool, is_chinese: bool) -> str:
     if is_pair:
         return "{text} [MASK] {text_b}"
     return "[MASK]。{text}" if is_chinese else "[MASK]: {text}"
-
-
-def _sorted(labels: set[str]) -> list[str]:
-    """Numbers by their value, other labels by their letters."""
-    if all(label.lstrip("-").isdigit() for label in labels):
-        return sorted(labels, key=int)
-    return sorted(labels)

@@ -28,6 +28,7 @@ ALIASES = {
     "text": ("sentence", "review", "content", "text_a", "title", "comment", "文本", "内容", "评论"),
     "text_b": ("sentence2", "hypothesis", "premise2", "question2"),
     "label": ("class", "category", "sentiment", "target", "stars", "标签", "类别"),
+    "labels": ("label", "tags", "classes", "categories", "genres", "topics", "标签", "类别"),
     "source": ("src", "article", "document", "dialogue", "text", "input"),
     "target": ("tgt", "summary", "highlights", "translation", "output", "title"),
     "question": ("query",),

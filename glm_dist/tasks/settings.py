@@ -44,8 +44,8 @@ class TaskSettings(Settings):
     """That of them which holds the right answer."""
 
     kind: str
-    """classification, labelling, question_answering, translation, summarisation, dialogue,
-    reply_choice, infilling or correction."""
+    """classification, multi_label, labelling, question_answering, translation, summarisation,
+    dialogue, reply_choice, infilling or correction."""
     train: Files | None = None
     """File, folder or glob of the examples to learn from; environment variables are filled in.
     Aligned files of lines are given by field: {source: a.en, target: a.de}."""

@@ -68,7 +68,7 @@ class Reply:
     texts: tuple[str, ...] = ()
     """For each place what was generated there."""
     scores: np.ndarray = field(default_factory=lambda: np.zeros((0, 0)))
-    """Log-probabilities: of the options [1, options], or of the labels [places, labels]."""
+    """Log-probabilities of the options [1, options], or logits of the labels [places, labels]."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Task(ABC, Generic[S]):
 
     Settings: ClassVar[type[TaskSettings]]
     scoring: ClassVar[str]
-    """Which scores its answers get: labels, tags, translation, summary, answer, blanks,
+    """Which scores its answers get: labels, label_sets, tags, translation, summary, answer, blanks,
     edits, ranking or text."""
 
     def __init__(self, settings: S, binding: Binding | None = None) -> None:

@@ -11,8 +11,9 @@ from finetune_scenarios import small_tokenizer
 from glm_dist.data.rows import RowSettings
 from glm_dist.data.samples import build_row_builder
 from glm_dist.evaluate.answers import Answerer
-from glm_dist.evaluate.dev import build_dev
+from glm_dist.evaluate.dev import LabelSetDev, build_dev
 from glm_dist.evaluate.heldout import TokenOutputs
+from glm_dist.evaluate.scores import micro_f1
 from glm_dist.evaluate.task_report import PAGE, PREDICTIONS, SCORES, write_answers
 from glm_dist.objective import ObjectiveSettings
 from glm_dist.tasks.dataset import build_dataset
@@ -50,7 +51,12 @@ def test_an_answer_does_not_depend_on_its_neighbours_nor_on_padding(asked):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
 
 
-@pytest.mark.parametrize("asked", ["cloze", "head", "labelling"], indirect=True)
+def cut_at(task, answer, threshold):
+    pairs = zip(task.labels, answer.probabilities, strict=True)
+    return [label for label, chance in pairs if chance >= threshold]
+
+
+@pytest.mark.parametrize("asked", ["cloze", "head", "multi_label", "labelling"], indirect=True)
 def test_what_is_measured_in_training_is_what_the_answers_are_worth(asked, tmp_path):
     """Packed rows of dev samples under their evaluator, against the questions of the same task."""
     answerer, model, task, examples = asked
@@ -67,6 +73,13 @@ def test_what_is_measured_in_training_is_what_the_answers_are_worth(asked, tmp_p
 
     figures = build_dev(builder, 1000, 3).measure(forward, lambda values: values)
     answers = answerer.answer(examples)
+    if task.scoring == "label_sets":
+        micro = [
+            micro_f1(list(map(task.gold, examples)), [cut_at(task, one, at) for one in answers])
+            for at in LabelSetDev.THRESHOLDS
+        ]
+        assert 100 * figures["dev/micro_f1"] == pytest.approx(max(one.value for one in micro))
+        return
     if task.scoring == "labels":
         right = [one.value == task.gold(e) for one, e in zip(answers, examples, strict=True)]
     else:
@@ -87,5 +100,5 @@ def test_predictions_and_scores_are_written_with_what_they_are_of(asked, tmp_pat
     text = (tmp_path / PAGE).read_text()
     assert all(f"- {one}" in text for one in scores)
     assert task.shown(examples[0]) in text
-    assert ("## By label" in text) == (task.scoring == "labels")
+    assert ("## By label" in text) == (task.scoring in ("labels", "label_sets"))
     assert all(one.low <= one.value + 1e-9 and one.value <= one.high + 1e-9 for one in scores)

@@ -91,6 +91,38 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     assert f"{strange} line 4: the text is empty" in refused.stderr
 
 
+@pytest.mark.slow
+def test_texts_with_several_labels_are_learnt_and_scored_by_thresholds_of_their_own(home):
+    folder = home.folder / "several"
+    folder.mkdir()
+    for number, (name, count) in enumerate({"train": 240, "dev": 40, "test": 60}.items()):
+        lines = [
+            {"text": text, "labels": [label, *(["dog"] if "dog" in text else [])]}
+            for text, label in reviews(count, number + 10)
+        ]
+        (folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    changes = {name: SMALL[name] for name in TAKEN}
+    done = home.run(
+        "finetune.py",
+        f"--data={folder}",
+        "task.kind=multi_label",
+        "init_from=base",
+        "epochs=8",
+        "dropout=0",
+        *(f"{name}={json.dumps(value)}" for name, value in changes.items()),
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "labels       3: bad, dog, good" in done.stdout
+    assert "thresholds   0." in done.stdout
+    run = home.folder / "runs" / "several"
+    tuned = json.loads((run / "test" / "scores.json").read_text())["scores"]
+    assert [one["name"] for one in tuned] == ["micro F1", "macro F1", "subset accuracy"]
+    assert tuned[0]["value"] > 80
+    again = home.run("evaluate.py", "model=runs/several", f"data={folder / 'test.jsonl'}")
+    assert again.returncode == 0, again.stderr[-2000:]
+    assert json.loads((run / "evaluation" / "scores.json").read_text())["scores"] == tuned
+
+
 @pytest.mark.parametrize(
     ("job", "arguments", "message"),
     [
