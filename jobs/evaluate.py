@@ -1,77 +1,89 @@
 #!/usr/bin/env python3
-"""Score a tuned model on examples of its task.
+"""Score a model on examples of the task that it was tuned for, or of any that a config describes.
 
 python jobs/evaluate.py model=runs/RUN data=FILE
+python jobs/evaluate.py model=runs/BASE task_config=FILE in_context=4 num_seeds=5
 """
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from _asked import Asked, EvaluateSettings, asked_of
 from _job import run_job
 from finetune import print_scores
-from pydantic import Field
 
-from glm_dist.config import Settings, output_path
-from glm_dist.errors import ConfigError
-from glm_dist.tasks.settings import Columns, Files, TaskSettings
+from glm_dist.config import output_path
 
-
-class EvaluateSettings(Settings):
-    """Which model answers which examples."""
-
-    model: str
-    """A finished run or model folder that carries its task; below GLM_DIST_HOME if relative."""
-    base: str | None = None
-    """Where the model beside an adapter lies, if it was moved."""
-    data: Files
-    """File, folder or glob of the examples; aligned files as {source: a.en, target: a.de}."""
-    columns: dict[str, Columns] | None = None
-    """Field of the task: name or number (from 0) of its column; by default as in training."""
-    max_examples: int | None = Field(None, ge=1)
-    """As many examples at most, drawn by the seed."""
-    seed: int = 0
-    """Seed of that draw."""
-    output: str | None = None
-    """Folder of predictions and scores; by default `evaluation` in the run's folder."""
+if TYPE_CHECKING:
+    from glm_dist.model import GLM
 
 
 def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     """Answer, score, write both down."""
-    from glm_dist.engine.export import model_folder
     from glm_dist.evaluate.answers import Answerer
     from glm_dist.evaluate.task_report import PAGE, write_answers
     from glm_dist.inference import load_model
     from glm_dist.metrics.provenance import provenance
-    from glm_dist.tasks import load_task
     from glm_dist.tasks.dataset import check_examples
-    from glm_dist.tasks.examples import read_examples
 
     folder = output_path(settings.model)
     base = None if settings.base is None else output_path(settings.base)
     model, tokenizer = load_model(folder, base)
-    task = load_task(model_folder(folder), tokenizer, pools_first=model.settings.pools_first)
-    if task is None:
-        raise ConfigError(
-            f"model: {folder} carries no task; give a model that jobs/finetune.py has tuned"
-        )
-    examples = read_examples(data_of(task.settings, settings), "test", settings.seed)
-    examples = task.relate(task.settings, examples)
-    check_examples(task, {"test": examples})
-    answers = Answerer(model, tokenizer, task).answer(examples)
+    asked = asked_of(settings, folder, model, tokenizer)
+    check_examples(asked.task, {"test": asked.test})
     output = folder / "evaluation" if settings.output is None else output_path(settings.output)
-    origin = {**provenance(), "model": str(folder), "data": settings.data}
-    print_scores("score", len(examples), write_answers(output, task, examples, answers, origin))
+    origin = {**provenance(), "model": str(folder), "data": settings.data or settings.task_config}
+    if getattr(asked.task.settings, "in_context", 0):
+        score_in_context(settings, model, asked, output, origin)
+    else:
+        answers = Answerer(model, tokenizer, asked.task).answer(asked.test)
+        scores = write_answers(output, asked.task, asked.test, answers, origin)
+        print_scores("score", len(asked.test), scores)
+        print(f"report       {output / PAGE}")
     print(f"predictions  {output}")
-    print(f"report       {output / PAGE}")
-    print(f"next         python jobs/serve.py model={settings.model}")
+    if settings.task_config is None:
+        print(f"next         python jobs/serve.py model={settings.model}")
     return 0
 
 
-def data_of(task: TaskSettings, settings: EvaluateSettings) -> TaskSettings:
-    """The task's settings with the examples to be scored as its test split."""
-    columns = task.columns if settings.columns is None else settings.columns
-    update = {"test": settings.data, "columns": columns, "max_examples": settings.max_examples}
-    return type(task)(**{**task.model_dump(), **update})
+def score_in_context(
+    settings: EvaluateSettings,
+    model: "GLM",
+    asked: Asked,
+    output: Path,
+    origin: Mapping[str, Any],
+) -> None:
+    """Answer behind examples that each seed draws anew; scores by seed, and over them all."""
+    from glm_dist.evaluate.answers import Answerer
+    from glm_dist.evaluate.over_seeds import over_seeds
+    from glm_dist.evaluate.task_report import SCORES, score_answers, write_answers
+    from glm_dist.tasks.dataset import check_examples
+    from glm_dist.tasks.in_context import InContext, draw_shown
+
+    task, by_seed, seeds = asked.task, [], []
+    check_examples(task, {"train": asked.train})
+    for seed in range(settings.seed, settings.seed + settings.num_seeds):
+        shown = draw_shown(task.settings, asked.train, seed)
+        of_seed = InContext(task.settings, task.binding, shown)
+        answers = Answerer(model, task.tokenizer, of_seed).answer(asked.test)
+        told = {"in_context": task.settings.in_context, "seed": seed, **of_seed.counts}
+        written = write_answers(
+            output / f"seed-{seed}", of_seed, asked.test, answers, {**origin, **told}
+        )
+        print_scores(f"seed {seed}", len(asked.test), written)
+        print(f"{'':<12} {of_seed.told_counts}", flush=True)
+        by_seed.append(score_answers(of_seed, asked.test, answers))
+        seeds.append(told)
+    found = over_seeds(by_seed)
+    for one in found:
+        print(f"over seeds   {one}")
+    kept = {**origin, "seeds": seeds, "scores": list(map(asdict, found))}
+    (output / SCORES).write_text(json.dumps(kept, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ verbalizer, that could stand there: classes are compared by the probability of t
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -53,6 +54,9 @@ class ClassificationSettings(TaskSettings):
     shots: int | None = Field(None, ge=1)
     """Examples of each label to learn from, and as many to choose the model by, drawn by the run's
     seed; all by default."""
+    in_context: int = Field(0, ge=0)
+    """cloze: answered examples of each label that jobs/evaluate.py puts before the question; tuning
+    itself shows none."""
     temperature: float = Field(1.0, gt=0)
     """What scores are divided by before they become probabilities; fitted on dev examples when a
     model has been tuned."""
@@ -67,6 +71,11 @@ class ClassificationSettings(TaskSettings):
         twice = [word for word, count in words.items() if count > 1]
         if twice:
             problems.append(f"verbalizers: {', '.join(map(repr, twice))} stands for two labels")
+        if self.in_context and self.method == "head":
+            problems.append(
+                "in_context: a head reads one text and no answered examples; set method: cloze, or "
+                "leave it out"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -202,12 +211,16 @@ class Classification(Task[ClassificationSettings]):
         sample = supervised_sample(prompt, self._word(option), self.binding.infill)
         return TaskSample(sample, Compared(0, option, gold))
 
-    def _prompts(self, example: Example) -> list[np.ndarray]:
+    @cached_property
+    def _room(self) -> int:
+        """Tokens of a prompt, so that the longest word still has its place."""
         longest = max(len(self._word(option)) for option in range(len(self.labels))) + 1
-        room = self.binding.max_tokens - longest
+        return self.binding.max_tokens - longest
+
+    def _prompts(self, example: Example) -> list[np.ndarray]:
         values = {name: example.text(name) for name in TEXTS}
         return [
-            Template(pattern).render(values, self.tokenizer, room, example.place)
+            Template(pattern).render(values, self.tokenizer, self._room, example.place)
             for pattern in self.settings.patterns
         ]
 
