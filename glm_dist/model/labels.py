@@ -31,15 +31,21 @@ class LabelScores(nn.Linear):
 
 
 def label_loss(
-    scores: Tensor, targets: Tensor, loss_mask: Tensor, rows: Tensor | None
+    scores: Tensor,
+    targets: Tensor,
+    loss_mask: Tensor,
+    rows: Tensor | None,
+    *,
+    is_exclusive: bool = False,
 ) -> LossOutput:
     """Summed cross-entropy of the labelled tokens; of several labels the mean over them all.
 
     Args:
         scores: [B, S, labels], or those of `rows` alone.
-        targets: ids [B, S]; or 0 and 1 for each label, [B, S, labels].
+        targets: ids [B, S]; or shares of each label, 0 to 1, [B, S, labels].
         loss_mask: 0 or 1, [B, S].
         rows: flat indices of the labelled tokens, None where the host does not know them.
+        is_exclusive: whether a token's shares are those of one label, so that they add up to 1.
     """
     wide = torch.promote_types(scores.dtype, torch.float32)
     flat = scores.to(wide).view(-1, scores.shape[-1])
@@ -49,7 +55,9 @@ def label_loss(
     elif targets.dim() == 2:
         # What stands in unlabelled places need be no id of a label.
         chosen = chosen.where(loss_mask.flatten() > 0, 0)
-    if targets.dim() == 3:
+    if targets.dim() == 3 and is_exclusive:
+        losses = F.cross_entropy(flat, chosen.to(wide), reduction="none")
+    elif targets.dim() == 3:
         losses = F.binary_cross_entropy_with_logits(flat, chosen.to(wide), reduction="none").mean(1)
     else:
         losses = F.cross_entropy(flat, chosen.long(), reduction="none")

@@ -70,9 +70,9 @@ class GLM(nn.Module):
     ) -> LossOutput:
         """Loss of packed rows; the arguments are the fields of `Batch`, each [B, S].
 
-        For a classification `targets` holds the ids of labels, [B, S], or where a token can have
-        several 0 and 1 for each label, [B, S, labels]; `loss_mask` is 1 at tokens that are
-        labelled, which of a sequence is the one that is pooled.
+        For a classification `targets` holds the ids of labels, [B, S], or each label's share of the
+        token, [B, S, labels]: 0 or 1 where it can have several. `loss_mask` is 1 at tokens that
+        are labelled, which of a sequence is the one that is pooled.
         """
         settings = self.settings
         if settings.causal:
@@ -90,7 +90,10 @@ class GLM(nn.Module):
             prefix=self.prefix_states(),
         )
         if settings.head.is_classifier:
-            return label_loss(self.score(hidden), targets, loss_mask, rows)
+            is_exclusive = not settings.head.multi_label
+            return label_loss(
+                self.score(hidden), targets, loss_mask, rows, is_exclusive=is_exclusive
+            )
         use = partial(tied_cross_entropy, options=self._loss_options)
         return self.head(use, hidden, targets, loss_mask, rows)
 

@@ -28,6 +28,9 @@ from glm_dist.tasks.whole_text import (
     whole_text,
 )
 
+SHARES = "shares"
+"""Field of an example that holds a probability of each label, to be learnt by a head."""
+
 
 class ClassificationSettings(TaskSettings):
     """Texts, or pairs of texts, each with one label."""
@@ -150,7 +153,9 @@ class Classification(Task[ClassificationSettings]):
         if self.settings.method == "head":
             text = whole_text(example, self.binding)
             place = pooled_place(text, self.binding)
-            return [TaskSample(labelled_sample(text, [place], [gold]), Compared(0, gold=gold))]
+            shares = example.fields.get(SHARES)
+            labels = np.array([gold] if shares is None else [shares])
+            return [TaskSample(labelled_sample(text, [place], labels), Compared(0, gold=gold))]
         return [self._cloze(prompt, gold, gold) for prompt in self._prompts(example)]
 
     def dev_samples(self, example: Example) -> list[TaskSample]:

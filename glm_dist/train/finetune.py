@@ -46,18 +46,23 @@ class Prepared:
         return "test" if self.splits["test"] else "validation"
 
 
-def prepare_finetuning(settings: FinetuneSettings, tokenizer: Tokenizer | None = None) -> Prepared:
+def prepare_finetuning(
+    settings: FinetuneSettings,
+    tokenizer: Tokenizer | None = None,
+    splits: Mapping[str, Sequence[Example]] | None = None,
+) -> Prepared:
     """Read and check the examples, write their dataset, and settle what follows from both.
 
     Args:
         settings: as the user gave them.
         tokenizer: of a model that begins with random weights; else that of `init_from` is taken.
+        splits: examples as `read_splits` gives them, where they are not as it would.
 
     Raises:
         ConfigError: when model, rows and task do not fit.
         DataError: for what is wrong with the examples, with file and line.
     """
-    splits = read_splits(settings)
+    splits = splits or read_splits(settings)
     task_settings = TASKS[settings.task.kind].complete(settings.task, splits["train"])
     base = _base_settings(settings)
     tokenizer = tokenizer or Tokenizer.load(_init_folder(settings))

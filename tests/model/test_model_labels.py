@@ -102,6 +102,9 @@ def test_the_loss_is_the_formula_in_float64(gather):
     there = several * scores.sigmoid().log() + (1 - several) * (-scores).sigmoid().log()
     found = label_loss(given, several, mask, rows)
     torch.testing.assert_close(found.token_losses, -there.mean(-1) * mask)
+    shares = torch.rand(2, 5, 3, dtype=torch.float64, generator=generator).softmax(-1)
+    found = label_loss(given, shares, mask, rows, is_exclusive=True)
+    torch.testing.assert_close(found.token_losses, -(shares * logs).sum(-1) * mask)
 
 
 def test_packed_sequences_have_the_losses_they_have_alone(family):

@@ -10,6 +10,7 @@ from glm_dist.config import load_config
 from glm_dist.tasks import TASKS, Binding
 from glm_dist.tasks.examples import Example
 from glm_dist.train.finetune_settings import FinetuneSettings
+from glm_dist.train.pet_settings import PetSettings
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "tasks.md").read_text()
@@ -23,6 +24,13 @@ def test_a_config_is_short_valid_and_in_the_table_under_its_kind(path):
     assert settings.name == path.stem
     (row,) = (line for line in PAGE.splitlines() if line.startswith(f"| `{settings.task.kind}` |"))
     assert path.stem in re.split(r"[ ,|]+", row)
+
+
+def test_the_config_of_few_labels_and_many_texts_is_valid_and_named_on_the_page():
+    path = ROOT / "jobs" / "configs" / "pet.yaml"
+    assert len(path.read_text().splitlines()) < 30
+    assert len(load_config(PetSettings, path).task.patterns) > 1
+    assert "jobs/configs/pet.yaml" in PAGE
 
 
 def test_every_kind_is_on_the_page():
