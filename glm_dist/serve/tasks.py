@@ -58,7 +58,8 @@ async def classify(
     if not isinstance(task, Classification):
         raise ApiError(
             400,
-            f"labels: {context.name} has learnt none; say which there are",
+            f"labels: {context.name} has learnt none that exclude each other; say which there are"
+            + ("" if task is None else f", or ask for its own task at /v1/tasks/{context.name}"),
             param="labels",
         )
     texts = [body.input] if isinstance(body.input, str) else body.input
