@@ -108,6 +108,7 @@ def tune(
 ) -> "Score | None":
     """One run to its end and its score; None where there was only a plan."""
     from glm_dist.metrics.provenance import provenance
+    from glm_dist.train.base import check_tokenizer
     from glm_dist.train.finetune import prepare_finetuning
     from glm_dist.train.launch import resolve
     from glm_dist.train.report import write_report
@@ -116,6 +117,8 @@ def tune(
     prepared = prepare_finetuning(settings, tokenizer)
     settings = resolve(prepared.settings, prepared.dataset)
     describe(prepared)
+    if settings.init_from is not None:
+        check_tokenizer(settings.init_from, prepared.task.tokenizer, prepared.splits["train"])
     if arguments.plan:
         from glm_dist.train.plan import describe_plan
 
@@ -190,7 +193,7 @@ def print_scores(split: str, num_examples: int, scores: Sequence["Scored"]) -> N
 
 def next_command(run_folder: Path) -> str:
     """What to do with a model that has been tuned."""
-    return f"python jobs/evaluate.py model={run_folder} data=FILE"
+    return f"python jobs/serve.py model={run_folder}"
 
 
 class TuningTerminal(Terminal):

@@ -4,6 +4,7 @@ It stands apart for whoever has a task and no model yet; a base that has read mo
 """
 
 import json
+import logging
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,12 +16,14 @@ from glm_dist.data.prepare.pipeline import prepare
 from glm_dist.data.prepare.settings import PrepareSettings, SourceSettings
 from glm_dist.data.shards import TokenDataset
 from glm_dist.tasks.examples import Example
-from glm_dist.tokenizer import TokenizerSettings
+from glm_dist.tokenizer import Tokenizer, TokenizerSettings, train_tokenizer
 from glm_dist.train.finetune import read_splits
 from glm_dist.train.finetune_settings import FinetuneSettings
 from glm_dist.train.launch import resolve
 from glm_dist.train.probe import probe_steps
 from glm_dist.train.settings import PretrainSettings
+
+logger = logging.getLogger(__name__)
 
 FOLDER = "base"
 LARGEST_VOCABULARY, SMALLEST_VOCABULARY = 8000, 600
@@ -29,6 +32,10 @@ BYTES_PER_PIECE = 100
 BATCH_ROWS = 16
 PEAK_LEARNING_RATE = 2e-3
 VALIDATION_SHARE = 0.05
+MOST_TOKENS = 1.5
+"""Times the tokens of a tokenizer made for a text, from which on another one does not fit it."""
+FIT_CHARACTERS = 500_000
+"""So much text tells how a tokenizer fits, in a second or two."""
 
 
 def prepare_texts(settings: FinetuneSettings) -> TokenDataset:
@@ -38,16 +45,50 @@ def prepare_texts(settings: FinetuneSettings) -> TokenDataset:
     path = folder / "texts.jsonl"
     lines = "".join(json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts)
     _write(path, lines)
-    vocab_size = path.stat().st_size // BYTES_PER_PIECE
-    vocab_size = max(SMALLEST_VOCABULARY, min(LARGEST_VOCABULARY, vocab_size))
     return prepare(
         PrepareSettings(
             output=str(folder / "data"),
             sources=[SourceSettings(name="training texts", path=str(path))],
-            tokenizer=TokenizerSettings(vocab_size=vocab_size, seed=settings.seed),
+            tokenizer=_tokenizer_settings(path.stat().st_size, settings.seed),
             validation_share=VALIDATION_SHARE,
         )
     )
+
+
+def _tokenizer_settings(num_bytes: int, seed: int) -> TokenizerSettings:
+    """Of a tokenizer for a text of so many bytes."""
+    vocab_size = max(SMALLEST_VOCABULARY, min(LARGEST_VOCABULARY, num_bytes // BYTES_PER_PIECE))
+    return TokenizerSettings(vocab_size=vocab_size, seed=seed)
+
+
+def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
+    """Warn, by the name of the base, where its tokenizer cuts the texts into far too many pieces.
+
+    Args:
+        base: what is begun with.
+        tokenizer: its tokenizer.
+        examples: what is learnt from; the first of them are looked at. Few are not judged by: a
+            tokenizer made for them would know them by heart.
+    """
+    texts, length = [], 0
+    for text in (text for one in examples for text in texts_of(one)):
+        if length >= FIT_CHARACTERS:
+            break
+        texts.append(text)
+        length += len(text)
+    num_bytes = sum(len(text.encode()) for text in texts)
+    if num_bytes < SMALLEST_VOCABULARY * BYTES_PER_PIECE:
+        return
+    own = train_tokenizer(texts, _tokenizer_settings(num_bytes, seed=0))
+    theirs, ours = (sum(len(one.encode(text)) for text in texts) for one in (tokenizer, own))
+    if theirs >= MOST_TOKENS * ours:
+        logger.warning(
+            "init_from: the tokenizer of %s needs %.1f times the tokens of one made for these "
+            "texts; a base that has read such text, or none (without init_from one is made), "
+            "would learn more of the same rows",
+            base,
+            theirs / ours,
+        )
 
 
 def texts_of(example: Example) -> Sequence[str]:
@@ -69,7 +110,8 @@ def plan_base(
     """A pretraining run of about so many minutes; one that has begun keeps the steps it has."""
     folder = settings.run_path / FOLDER / "run"
     share = max(1, BATCH_ROWS // settings.workers.most)
-    shared = ("seed", "rows", "objective", "model", "engine", "workers", "sinks")
+    # The guard too: few texts are soon fitted closely, and their outliers are none.
+    shared = ("seed", "rows", "objective", "model", "engine", "workers", "sinks", "guard")
     values: dict[str, Any] = {
         **{name: getattr(settings, name) for name in shared},
         "name": f"{settings.name}-base",

@@ -68,7 +68,7 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     assert "text is 'review', label is 'stars'" in done.stderr
     assert "labels       2: bad, good" in done.stdout
     run = home.folder / "runs" / "2026"
-    assert f"next         python jobs/evaluate.py model={run} data=FILE" in done.stdout
+    assert f"next         python jobs/serve.py model={run}" in done.stdout
     tuned = json.loads((run / "test" / "scores.json").read_text())
     assert tuned["scores"][0]["name"] == "accuracy"
     assert tuned["scores"][0]["value"] > 90

@@ -1,0 +1,37 @@
+"""Whether a base's tokenizer fits the texts that a task is learnt from."""
+
+import random
+
+from finetune_scenarios import reviews, small_tokenizer
+
+from glm_dist.tasks.examples import Example
+from glm_dist.train.base import check_tokenizer
+
+BASE = "runs/films"
+
+
+def examples(texts):
+    return [Example({"text": text, "label": "x"}, "here") for text in texts]
+
+
+def chinese(count):
+    rng = random.Random(0)
+    words = "这部 电影 非常 好看 房间 干净 服务 态度 不错 价格 便宜 早餐 丰富".split()
+    return ["".join(rng.choices(words, k=20)) for _ in range(count)]
+
+
+def test_a_base_that_never_read_such_text_is_named_with_what_it_costs(caplog):
+    check_tokenizer(BASE, small_tokenizer(), examples(chinese(800)))
+    assert "init_from: the tokenizer of runs/films needs" in caplog.text
+    times = float(caplog.text.partition("needs ")[2].partition(" times")[0])
+    assert times > 3
+
+
+def test_a_base_that_read_such_text_is_not_warned_about(caplog):
+    check_tokenizer(BASE, small_tokenizer(), examples(text for text, _ in reviews(2000, 3)))
+    assert not caplog.text
+
+
+def test_a_few_texts_are_nothing_to_judge_a_tokenizer_by(caplog):
+    check_tokenizer(BASE, small_tokenizer(), examples(chinese(20)))
+    assert not caplog.text
