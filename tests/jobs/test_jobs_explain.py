@@ -68,3 +68,21 @@ def test_an_empty_text_is_named(model):
     done = run(model, 'texts=["fine", ""]')
     assert done.returncode == 2
     assert "texts[1]: the text is empty" in done.stderr
+
+
+def test_over_a_file_it_is_measured_whether_masking_what_counts_lowers_the_score(model, tmp_path):
+    rows = [f"{TEXT}\tgood", "his dull dog and one man\tbad", "a dull story\tbad"]
+    (tmp_path / "test.tsv").write_text("text\tlabel\n" + "\n".join(rows) + "\n")
+    done = run(model, f"data={tmp_path / 'test.tsv'}", "max_examples=2", f"output={tmp_path}")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    kept = json.loads((tmp_path / "faithfulness.json").read_text())
+    assert kept["num_texts"] == kept["num_complete"] == 2
+    assert kept["interval"][0] <= kept["difference"] <= kept["interval"][1]
+    assert "2 of 2 add up within 2%" in done.stdout
+
+
+def test_texts_and_a_file_exclude_each_other(model):
+    for given in ([], ['texts=["fine"]', "data=test.tsv"]):
+        done = run(model, *given)
+        assert done.returncode == 2
+        assert "give texts or data" in done.stderr
