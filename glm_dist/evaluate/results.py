@@ -69,6 +69,13 @@ def entry_of(
         name: [score_answers(task, examples, one) for one in by_seed]
         for name, by_seed in answers.items()
     }
+    return entry_of_scores(scored, len(examples), not_run)
+
+
+def entry_of_scores(
+    scored: Mapping[str, Sequence[Sequence[Score]]], count: int, not_run: Sequence[str] = ()
+) -> Entry:
+    """The same of scores by arm and seed, of `count` examples; the first one is what counts."""
     first = {name: [scores[0] for scores in by_seed] for name, by_seed in scored.items()}
     arms = {name: _arm(by_seed) for name, by_seed in scored.items()}
     ours = arms.get(OURS, {"score": None, "interval": None})
@@ -76,7 +83,7 @@ def entry_of(
     gains = {name: gain(first[OURS], one) for name, one in others.items() if OURS in first}
     return {
         "metric": next(iter(first.values()))[0].name,
-        "examples": len(examples),
+        "examples": count,
         "score": ours["score"],
         "interval": ours["interval"],
         **{name: arms[name]["score"] for name in others},
