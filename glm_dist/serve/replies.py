@@ -35,6 +35,14 @@ def usage_of(parts: Sequence[Usage | None]) -> dict[str, Any]:
     }
 
 
+def added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The usage of two replies together."""
+    return {
+        name: added(value, other[name]) if isinstance(value, dict) else value + other[name]
+        for name, value in one.items()
+    }
+
+
 @dataclass(frozen=True)
 class Frame:
     """What all parts of one reply share."""

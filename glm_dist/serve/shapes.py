@@ -194,6 +194,14 @@ class ClassifyReply(BaseModel):
     usage: Usage
 
 
+class Spoken(BaseModel):
+    """A word of an input, in its order, or some neighbouring ones."""
+
+    text: str
+    fall: float
+    """How far the log odds of the label fall when it is masked; below 0 it speaks against it."""
+
+
 class Answered(BaseModel):
     """What a task makes of one input."""
 
@@ -206,6 +214,8 @@ class Answered(BaseModel):
     """start, end, kind and text, where tags spell spans; counted in tokens."""
     tokens: list[str] | None = None
     """What the tags belong to."""
+    explanation: list[Spoken] | None = None
+    """Where asked for."""
 
 
 class TaskReply(BaseModel):

@@ -27,6 +27,8 @@ class TaskRequest(Body):
     """`/v1/tasks/{name}`: examples without their answers."""
 
     input: TaskInput | Annotated[list[TaskInput], listed(1 << 12, least=1)]
+    explain: bool = False
+    """Whether to say which words of the one input speak for its label; takes a question a word."""
 
 
 class ScoreRequest(Body):

@@ -3,18 +3,25 @@
 It stands apart as the endpoint whose prompts and answers are the task's own, down to its decoding.
 """
 
+from functools import reduce
+from itertools import chain
 from typing import Any
 
 from glm_dist.errors import DataError
 from glm_dist.evaluate.answers import reply_of, request_of
+from glm_dist.evaluate.occlusion import falls, parts_of, without
 from glm_dist.serve.context import Context
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.keys import Caller
 from glm_dist.serve.prompts import new_id
+from glm_dist.serve.replies import added
 from glm_dist.serve.task_protocol import ClassifyRequest, TaskRequest
-from glm_dist.tasks import Answer, Question, Task
+from glm_dist.tasks import Answer, Question, Reply, Task
 from glm_dist.tasks.classification import Classification
 from glm_dist.tasks.examples import Example
+
+ANSWERS_AT_ONCE = 32
+"""Of an explanation, so that it leaves room for others."""
 
 
 def describe_task(task: Task[Any]) -> dict[str, Any]:
@@ -42,11 +49,18 @@ async def answer(
     inputs = [body.input] if isinstance(body.input, dict) else body.input
     context.prompts.checks.count("input", len(inputs), context.prompts.limits.max_prompts)
     examples = [_example(task, values, number) for number, values in enumerate(inputs)]
+    if body.explain:
+        _check_explained(task, len(inputs))
     answers, usage = await _answers(context, task, examples, caller)
     data = [
         {"index": number, **task.told(example, answer)}
         for number, (example, answer) in enumerate(zip(examples, answers, strict=True))
     ]
+    if body.explain:
+        chosen = task.labels.index(answers[0].value)
+        question = _questions(task, examples[0])[0]
+        data[0]["explanation"], more = await _explained(context, task, question, chosen, caller)
+        usage = added(usage, more)
     kind = task.settings.kind
     return {"object": "list", "model": context.name, "task": kind, "data": data, "usage": usage}
 
@@ -82,18 +96,53 @@ async def _answers(
     context: Context, task: Task[Any], examples: list[Example], caller: Caller
 ) -> tuple[list[Answer], dict[str, Any]]:
     asked = [_questions(task, example) for example in examples]
-    requests = [
-        request_of(new_id(), question, task, context.settings)
-        for questions in asked
-        for question in questions
-    ]
-    outputs, usage = await context.asker.outputs(requests, caller)
-    replies = map(reply_of, requests, outputs)
+    found, usage = await _replies(context, task, list(chain.from_iterable(asked)), caller)
+    replies = iter(found)
     answers = [
         task.answer(example, [next(replies) for _ in questions])
         for example, questions in zip(examples, asked, strict=True)
     ]
     return answers, usage
+
+
+async def _replies(
+    context: Context, task: Task[Any], questions: list[Question], caller: Caller
+) -> tuple[list[Reply], dict[str, Any]]:
+    requests = [request_of(new_id(), one, task, context.settings) for one in questions]
+    outputs, usage = await context.asker.outputs(requests, caller)
+    return list(map(reply_of, requests, outputs)), usage
+
+
+def _check_explained(task: Task[Any], count: int) -> None:
+    if not isinstance(task, Classification):
+        kind = task.settings.kind
+        raise ApiError(
+            400, f"explain: {kind} chooses among no labels; leave it out", param="explain"
+        )
+    if count > 1:
+        raise ApiError(
+            400, f"explain: got {count} inputs; give one, as each word is a question", param="input"
+        )
+
+
+async def _explained(
+    context: Context, task: Task[Any], question: Question, chosen: int, caller: Caller
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What each word adds, and what that took; of several patterns by the first."""
+    tokenizer = context.tokenizer
+    parts = parts_of(question.tokens, tokenizer)
+    asked = [question, *(without(question, part, tokenizer.special.mask) for part in parts)]
+    at_once = max(1, ANSWERS_AT_ONCE // max(1, len(question.options)))
+    found = [
+        await _replies(context, task, asked[start : start + at_once], caller)
+        for start in range(0, len(asked), at_once)
+    ]
+    whole, *masked = chain.from_iterable(replies for replies, _ in found)
+    told = [
+        {"text": part.text, "fall": fall}
+        for part, fall in zip(parts, falls(whole, masked, chosen), strict=True)
+    ]
+    return told, reduce(added, (usage for _, usage in found))
 
 
 def _questions(task: Task[Any], example: Example) -> list[Question]:

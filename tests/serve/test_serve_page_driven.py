@@ -12,8 +12,10 @@ import pytest
 from answer_scenarios import tuned
 from finetune_scenarios import small_tokenizer
 
+from glm_dist.engine.export import model_folder
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.inference import load_model
+from glm_dist.tasks import load_task
 from glm_dist.tasks.labelling import find_spans
 
 playwright = pytest.importorskip("playwright.sync_api", reason="needs glm-dist[page]")
@@ -21,6 +23,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 PICTURES = os.environ.get("GLM_DIST_PICTURES")
 MODEL = os.environ.get("GLM_DIST_PAGE_MODEL")
+TUNED = os.environ.get("GLM_DIST_PAGE_CLASSIFIER")
 QUIET = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking")
 LANGUAGES = {"en": "en-GB", "zh": "zh-CN"}
 ANSWER_MILLISECONDS = 30_000
@@ -54,6 +57,18 @@ def labeller(serve):
         if find_spans(answer.value)
     )
     return server
+
+
+@pytest.fixture(scope="module")
+def classifier(serve):
+    """GLM_DIST_PAGE_CLASSIFIER names a tuned model to ask instead of one of random weights."""
+    if TUNED is None:
+        tokenizer = small_tokenizer()
+        model, task, _ = tuned("cloze", tokenizer)
+    else:
+        model, tokenizer = load_model(Path(TUNED))
+        task = load_task(model_folder(Path(TUNED)), tokenizer, pools_first=True)
+    return serve(model=model, tokenizer=tokenizer, task=task)
 
 
 @pytest.fixture(params=LANGUAGES)
@@ -149,6 +164,26 @@ def test_a_tuned_model_has_the_form_of_its_task(page, labeller, language):
     picture(page, "task", language)
     page.click("#task .code")
     assert "/v1/tasks/tiny/glm" in page.inner_text("#code-curl")
+
+
+def test_a_label_is_explained_word_by_word(page, classifier, language):
+    page.goto(classifier.url)
+    page.wait_for_selector("#task:visible")
+    text = "a moving story of one man, and never a dull moment"
+    page.fill("#task-text", text)
+    assert page.is_hidden("#task-why")
+    run(page, "task")
+    before = page.inner_text("#task-answer")
+    page.click("#task-why")
+    page.wait_for_selector("#task-words:visible")
+    assert page.inner_text("#task-answer") == before
+    words = page.locator("#task-words .word")
+    assert text in page.inner_text("#task-words p")
+    weights = [float(word.get_attribute("title").replace("\u2212", "-")) for word in words.all()]
+    assert any(weights)
+    picture(page, "why", language)
+    page.fill("#task-text", "another text")
+    assert page.is_hidden("#task-words")
 
 
 def test_a_base_model_has_no_task_and_language_and_look_can_be_changed(page, base, language):

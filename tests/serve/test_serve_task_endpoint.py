@@ -5,8 +5,10 @@ import pytest
 from answer_scenarios import CASES, tuned
 from finetune_scenarios import small_tokenizer
 
-from glm_dist.evaluate.answers import Answerer
+from glm_dist.evaluate.answers import Answerer, reply_of, request_of
+from glm_dist.evaluate.occlusion import falls, parts_of, without
 from glm_dist.evaluate.task_report import score_answers
+from glm_dist.inference import Engine
 from glm_dist.serve.key_file import new_key
 from glm_dist.serve.keys import ApiKeys
 from glm_dist.tasks import Answer
@@ -43,6 +45,12 @@ def asked(task, example):
 
 def ask(server, input):
     return server.http.post("/v1/tasks/tiny/glm", json={"input": input})
+
+
+def replies_of(model, tokenizer, task, questions):
+    requests = [request_of(str(n), one, task, model.settings) for n, one in enumerate(questions)]
+    outputs = Engine(model, tokenizer).generate(requests)
+    return [reply_of(one, [o for o in outputs if o.request_id == one.id]) for one in requests]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -181,3 +189,39 @@ def test_tasks_are_a_scope_of_their_own_for_any_model(serve, tmp_path):
     assert status("classify", "/v1/tasks/tiny/glm/") == 403
     assert status("classify", "/tasks/tiny/glm") == 403
     assert status("tasks", "/v1/tasks/tiny/glm") == 404  # tuned for nothing
+
+
+@pytest.mark.parametrize("case", ["cloze", "head"])
+def test_words_are_weighed_by_the_scores_of_the_text_without_them(
+    case, tuned_servers, task_tokenizer
+):
+    server, model, task, examples = tuned_servers(case)
+    body = {"input": asked(task, examples[0]), "explain": True}
+    reply = server.http.post("/v1/tasks/tiny/glm", json=body).json()
+    plain = ask(server, body["input"]).json()
+    [one], [unexplained] = reply["data"], plain["data"]
+    explanation = one.pop("explanation")
+    assert one == unexplained
+    question = task.questions(examples[0])[0]
+    parts = parts_of(question.tokens, task_tokenizer)
+    assert [told["text"] for told in explanation] == [part.text for part in parts]
+    masked = [without(question, part, task_tokenizer.special.mask) for part in parts]
+    asked_all = [question, *masked]
+    whole, *rest = replies_of(model, task_tokenizer, task, asked_all)
+    expected = falls(whole, rest, task.labels.index(one["value"]))
+    assert [told["fall"] for told in explanation] == expected
+    assert len(set(expected)) > 1
+    taken = [one["usage"]["prompt_tokens"] for one in (reply, plain)]
+    assert taken[0] == taken[1] + len(asked_all) * len(question.tokens)
+
+
+def test_what_cannot_be_explained_is_refused(tuned_servers):
+    server, _, task, examples = tuned_servers("labelling")
+    body = {"input": asked(task, examples[0]), "explain": True}
+    reply = server.http.post("/v1/tasks/tiny/glm", json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "explain")
+    server, *_ = tuned_servers("head")
+    body = {"input": [{"text": "one"}, {"text": "two"}], "explain": True}
+    reply = server.http.post("/v1/tasks/tiny/glm", json=body)
+    assert (reply.status_code, reply.json()["error"]["param"]) == (400, "input")
+    assert "got 2 inputs" in reply.json()["error"]["message"]

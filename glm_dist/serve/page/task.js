@@ -1,7 +1,7 @@
 /** Task: the form of what a model was tuned for, and its answer. */
 
 import { element, find, findAll } from "./dom.js";
-import { text } from "./language.js";
+import { number, text } from "./language.js";
 import { Runner } from "./runner.js";
 import { model } from "./session.js";
 import { drawShares } from "./shares.js";
@@ -35,6 +35,14 @@ async function run() {
   drawAnswer();
 }
 
+/** The same answer, with what each word adds to it. */
+async function explain() {
+  if (runner.isRunning) return;
+  const { path, body } = request();
+  await runner.run({ path, body: { ...body, explain: true } }, ({ data }) => { [answer] = data; }, explain);
+  drawAnswer();
+}
+
 /** The form of the model that is chosen; what is written stays where the fields do. */
 function drawForm() {
   const { fields, optional_fields: optional } = task() ?? { fields: [], optional_fields: [] };
@@ -62,6 +70,24 @@ function drawAnswer() {
   const node = find("#task-answer");
   node.replaceChildren(...(answer === null ? [] : [shown()]));
   drawShares(find("#task-shares"), answer?.probs);
+  const isLabelled = task()?.kind === "classification" && answer !== null;
+  find("#task-why").hidden = !isLabelled || Boolean(answer.explanation);
+  find("#task-words").hidden = !answer?.explanation;
+  find("#task-words p").replaceChildren(...weighed(answer?.explanation ?? []));
+}
+
+/** The words, each shaded by how far the label's log odds fall without it. */
+function weighed(words) {
+  const most = Math.max(...words.map(({ fall }) => Math.abs(fall)), Number.MIN_VALUE);
+  return words.flatMap(({ text: word, fall }) => {
+    const node = element("span", {
+      class: fall < 0 ? "word against" : "word",
+      title: number(fall, { maximumFractionDigits: 2, signDisplay: "always" }),
+      text: word.trimStart(),
+    });
+    node.style.setProperty("--weight", `${(70 * Math.abs(fall)) / most}%`);
+    return [word.slice(0, word.length - word.trimStart().length), node];
+  });
 }
 
 function shown() {
@@ -95,6 +121,7 @@ function showTab() {
   drawForm();
 }
 
+find("#task-why").addEventListener("click", explain);
 document.addEventListener("model", showTab);
 document.addEventListener("language", () => {
   for (const input of inputs()) if (input.dataset.placeholder) input.placeholder = text(input.dataset.placeholder);
