@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from glm_dist.evaluate.attention import attended, embedded, hidden_states, seen
 from glm_dist.model import GLM
-from glm_dist.model.attention import Attend, dense_attend
-from glm_dist.objective import Sample, dense_mask
+from glm_dist.model.attention import dense_attend
+from glm_dist.objective import Sample
 from glm_dist.tokenizer import Tokenizer
 
 TOLERANCE = 0.02  # share of the score difference that attributions may miss
@@ -73,7 +73,7 @@ def explain(model: GLM, tokenizer: Tokenizer, decision: Decision, label: str) ->
     is_text = text_places(decision, tokenizer)
     empty = torch.where(torch.from_numpy(is_text), tokenizer.special.mask, tokens)
     with torch.no_grad():
-        words, empty_words = (_embed(model, ids) for ids in (tokens, empty))
+        words, empty_words = (embedded(model, ids) for ids in (tokens, empty))
         log_odds, empty_log_odds = _log_odds(model, decision, torch.stack((words, empty_words)))
     attributions = integrated_gradients(
         lambda points: _log_odds(model, decision, points), words, empty_words
@@ -137,12 +137,10 @@ def attention_rollout(model: GLM, decision: Decision) -> np.ndarray:
 
     Heads are averaged, and half of each layer is the residual stream.
     """
-    weights: list[Tensor] = []
-    words = _embed(model, torch.from_numpy(decision.sample.tokens))[None]
-    _hidden(model, decision, words, _recording(_mask(model, decision), weights))
-    rollout = torch.eye(words.shape[1], dtype=torch.float64)
-    for layer in weights:
-        rollout = (layer + torch.eye(len(layer), dtype=torch.float64)) / 2 @ rollout
+    same = torch.eye(len(decision.sample.tokens), dtype=torch.float64)
+    rollout = same
+    for layer in attended(model, decision.sample):
+        rollout = (layer.shares.double().mean(dim=0) + same) / 2 @ rollout
     return rollout[decision.place].numpy()
 
 
@@ -160,7 +158,7 @@ def deletion_drops(
     drawn = np.random.default_rng(seed).choice(places, count, replace=False)
     versions = np.stack([decision.sample.tokens] * 3)
     versions[1, best] = versions[2, drawn] = tokenizer.special.mask
-    scores = _log_odds(model, decision, _embed(model, torch.from_numpy(versions)))
+    scores = _log_odds(model, decision, embedded(model, torch.from_numpy(versions)))
     return float(scores[0] - scores[1]), float(scores[0] - scores[2])
 
 
@@ -170,44 +168,10 @@ def text_places(decision: Decision, tokenizer: Tokenizer) -> np.ndarray:
     return is_text & (np.arange(len(is_text)) < decision.sample.part_a_length)
 
 
-def _embed(model: GLM, tokens: Tensor) -> Tensor:
-    return model.word_embeddings(lambda table, ids: F.embedding(ids, table), tokens)
-
-
 def _log_odds(model: GLM, decision: Decision, words: Tensor) -> Tensor:
     """Of the chosen answer against the others, [points], of word embeddings [points, S, hidden]."""
-    hidden = _hidden(model, decision, words, dense_attend(_mask(model, decision)))
+    sample = decision.sample
+    hidden = hidden_states(model, sample, words, dense_attend(seen(model, sample)))
     scores = model.logits(hidden[:, decision.place])[:, decision.answers]
     others = [number for number in range(len(decision.answers)) if number != decision.chosen]
     return scores[:, decision.chosen] - scores[:, others].logsumexp(dim=-1)
-
-
-def _hidden(model: GLM, decision: Decision, words: Tensor, attend: Attend) -> Tensor:
-    sample = decision.sample
-    positions, blocks = (
-        torch.from_numpy(ids)[None].expand(len(words), -1)
-        for ids in (sample.position_ids, sample.block_position_ids)
-    )
-    return model.transformer(words, positions, blocks, attend)
-
-
-def _mask(model: GLM, decision: Decision) -> Tensor:
-    """Who sees whom, bool [1, 1, S, S]."""
-    length = len(decision.sample.tokens)
-    end = 0 if model.settings.causal else decision.sample.part_a_length
-    rows = np.ones((1, length), dtype=np.int64)
-    return torch.from_numpy(dense_mask(rows, np.full((1, length), end)))[:, None]
-
-
-def _recording(mask: Tensor, weights: list[Tensor]) -> Attend:
-    """Attention written out, which keeps the mean weights of its heads, [S, S] a layer."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        times = query.shape[1] // key.shape[1]
-        key, value = (states.repeat_interleave(times, dim=1) for states in (key, value))
-        scores = query @ key.transpose(2, 3) / query.shape[-1] ** 0.5
-        shares = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1)
-        weights.append(shares[0].double().mean(dim=0))
-        return shares @ value
-
-    return attend
