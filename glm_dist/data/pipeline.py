@@ -45,11 +45,15 @@ class RowSource:
     objective: ObjectiveSettings
     seed: int
 
+    def __hash__(self) -> int:
+        """By what has a hash: settings hold what has none, and equality looks at those too."""
+        return hash((self.dataset_folder, self.fingerprint, self.tables_folder, self.seed))
+
     def key(self, epoch: int) -> dict[str, Any]:
         """Everything an epoch's row table is a function of."""
         return {
             "dataset": self.fingerprint,
-            "rows": self.rows.model_dump(mode="json"),
+            "rows": self.rows.told(),
             "objective": self.objective.model_dump(mode="json"),
             "packer": PACKER_VERSION,
             "seed": self.seed,

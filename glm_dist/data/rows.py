@@ -7,8 +7,10 @@ same (seed, epoch, piece) gives the same bytes everywhere.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
 from glm_dist.config import Settings
 from glm_dist.data.order import Permutation
@@ -25,6 +27,7 @@ from glm_dist.objective import (
 )
 
 FILL_ROW_ID = -1  # a row of weight 0 that only completes a block
+GOLDEN_RATIO = (5**0.5 - 1) / 2
 
 _DTYPES = {
     "tokens": np.int32,
@@ -47,6 +50,13 @@ class RowSettings(Settings):
     """Tokens in a row, Part B included; a row holds several samples that do not see each other."""
     min_piece_tokens: int = 32
     """A document is not cut to fill a row's rest shorter than this many tokens."""
+    source_shares: dict[str, Annotated[float, Field(gt=0, le=1)]] = {}
+    """Share of a source's training documents that an epoch holds, by its name; 0.25 of books shows
+    each book every fourth epoch. Sources not named are seen whole in each epoch."""
+
+    def told(self) -> dict[str, Any]:
+        """What rows depend on; a setting that came later is there only where it is used."""
+        return self.model_dump(exclude=set() if self.source_shares else {"source_shares"})
 
 
 @dataclass(frozen=True)
@@ -117,8 +127,23 @@ class RowBuilder:
         """The rows of a shard's documents, shuffled by a key of the epoch."""
         shard = self.dataset.shards(self.split)[number]
         shuffle = Permutation(shard.num_documents, self.seed, epoch, number)
-        documents = (shard.first_document + shuffle(np.arange(shard.num_documents))).tolist()
+        order = shuffle(np.arange(shard.num_documents))
+        if self.rows.source_shares and self.split == "train":
+            order = order[self._is_in_epoch(epoch, number)[order]]
+        documents = (shard.first_document + order).tolist()
         return self.packer(epoch).pack(documents, self.lengths[documents].tolist())
+
+    def _is_in_epoch(self, epoch: int, number: int) -> np.ndarray:
+        """Which documents of a shard an epoch holds, bool; each waits as long as the others.
+
+        A document's turns lie at every 1 / share, from a phase of its own; phases of neighbours
+        are spread evenly, so that every epoch holds about the same of a source.
+        """
+        sources = self.dataset.sources_of_shard(self.split, number)
+        shares = np.array([self.rows.source_shares.get(source, 1.0) for source in sources])
+        phases = np.arange(len(shares)) * GOLDEN_RATIO % 1
+        turns = [np.floor(phases + at * shares) for at in (epoch, epoch + 1)]
+        return np.asarray((turns[1] > turns[0]) | (shares == 1))
 
     def _short_sequence(self, epoch: int, document: int, start: int) -> int | None:
         """GLM's short sequences as a draw a piece; its stream is apart from the spans'."""

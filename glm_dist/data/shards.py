@@ -228,6 +228,16 @@ class TokenDataset:
         batch, row = self._locate(split, document)
         return batch.column("language")[row].as_py()
 
+    @property
+    def sources(self) -> list[str]:
+        """Names of the sources, sorted."""
+        return sorted(self.manifest.get("sources", {}))
+
+    def sources_of_shard(self, split: str, number: int) -> list[str]:
+        """Source name of each document of a shard, in document order."""
+        batches = self._open_shard(self.manifest["splits"][split][number]["file"])
+        return [name for batch in batches for name in batch.column("source").to_pylist()]
+
     def source_of(self, split: str, document: int) -> str:
         """Source name of a document."""
         batch, row = self._locate(split, document)

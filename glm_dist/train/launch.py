@@ -96,6 +96,12 @@ def resolve(settings: S, dataset: TokenDataset) -> S:
         model.check_sequence_length(settings.rows.sequence_length)
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    unknown = sorted(set(settings.rows.source_shares) - set(dataset.sources))
+    if unknown:
+        raise ConfigError(
+            f"rows.source_shares: {', '.join(unknown)} is no source of {dataset.folder}; it has "
+            f"{', '.join(dataset.sources)}"
+        )
     meta_model(model, settings.tuning)
     for warning in settings.tuning.warnings():
         logger.warning(warning)

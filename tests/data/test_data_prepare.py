@@ -1,4 +1,5 @@
 import json
+from itertools import chain
 
 import numpy as np
 import pyarrow as pa
@@ -170,12 +171,12 @@ def test_the_tokenizer_of_another_dataset_is_refused(dataset, corpus, tmp_path):
         _ = TokenDataset.open(copy).tokenizer
 
 
-def make_source(dataset, folder, **objective):
+def make_source(dataset, folder, shares=None, **objective):
     return RowSource(
         str(dataset.folder),
         dataset.fingerprint,
         str(folder),
-        RowSettings(sequence_length=96),
+        RowSettings(sequence_length=96, source_shares=shares or {}),
         ObjectiveSettings(**objective),
         seed=3,
     )
@@ -206,6 +207,31 @@ def test_an_epoch_holds_every_token_of_the_split_once(dataset, tmp_path):
         for document, start, length in pieces:
             seen[document][start : start + length] += 1
     assert all((counts == 1).all() for counts in seen)
+
+
+def test_a_source_with_a_share_has_each_document_once_in_so_many_epochs(dataset, tmp_path):
+    rare = dataset.sources[0]
+    source = make_source(dataset, tmp_path / "tables", {rare: 0.25})
+    builder = RowBuilder(dataset, "train", source.rows, source.objective, source.seed)
+    lengths = dataset.lengths("train")
+    is_rare = np.array([dataset.source_of("train", n) == rare for n in range(len(lengths))])
+    by_epoch = np.zeros((8, len(lengths)), dtype=int)
+    for epoch in range(8):
+        for number in range(len(dataset.shards("train"))):
+            for piece in chain.from_iterable(builder.pack_shard(epoch, number)):
+                by_epoch[epoch, piece.document] += piece.length
+    assert (by_epoch[:, ~is_rare] == lengths[~is_rare]).all()
+    for first in range(5):  # any four epochs in a row
+        assert (by_epoch[first : first + 4, is_rare].sum(axis=0) == lengths[is_rare]).all()
+    shares = (by_epoch[:, is_rare] > 0).mean(axis=1)
+    assert is_rare.sum() > 20
+    assert (abs(shares - 0.25) < 0.1).all()
+
+
+def test_a_share_that_is_not_set_changes_no_key(dataset, tmp_path):
+    plain = make_source(dataset, tmp_path / "tables")
+    assert plain.key(0)["rows"] == {"sequence_length": 96, "min_piece_tokens": 32}
+    assert make_source(dataset, tmp_path, {dataset.sources[0]: 0.5}).key(0) != plain.key(0)
 
 
 def test_a_table_of_other_settings_is_not_used(dataset, tmp_path):

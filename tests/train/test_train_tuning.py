@@ -121,6 +121,8 @@ def test_mistakes_are_found_before_anything_starts(base, dataset):
         resolve(wrong, dataset)
     with pytest.raises(ConfigError, match="leave nothing to train"):
         resolve(make_settings(dataset, tuning={"frozen": ["*"]}), dataset)
+    with pytest.raises(ConfigError, match=r"rows.source_shares: boks is no source of .*; it has"):
+        resolve(make_settings(dataset, rows={"source_shares": {"boks": 0.5}}), dataset)
     with pytest.raises(ConfigError, match="trained beside a finished model; give it as init_from"):
         load_config(PretrainSettings, overrides=["tuning.kind=lora"])
     pytest.importorskip("peft")
