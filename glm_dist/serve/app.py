@@ -79,12 +79,13 @@ def build_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    metrics = Metrics({name: one.engine for name, one in models.items() if one.parent is None})
+    engines = {name: one.engine for name, one in models.items() if one.parent is None}
+    metrics = Metrics(engines)
     for post in POSTS:
         _add_post(app, post, models, limits)
     _add_lookups(app, models, metrics)
     add_page(app)
-    add_error_handlers(app)
+    add_error_handlers(app, has_one_model=len(engines) == 1)
     describe(app, {post.path.replace(":path", ""): post.kind for post in POSTS})
     paths = {getattr(route, "path", "") for route in app.routes}
     metrics.know(paths)

@@ -1,17 +1,25 @@
 """Failures in the shape that OpenAI's clients read, whatever went wrong."""
 
+import re
 from typing import Any
+from uuid import uuid4
 
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from glm_dist.errors import GlmDistError, RequestError
 
 RETRY_SECONDS = 1
-_STATUS_OF_CODE = {"overloaded": 429}
+OVERLOADED = "overloaded"
+_STATUS_OF_CODE = {OVERLOADED: 429}
+FULL_FOR, FULL_SECONDS = "x-full-for", "0.1"
+"""Header of a refusal that stands for all that would come for so many seconds. The proxy keeps it
+to itself and repeats the refusal, so that a flood takes little from what is answered."""
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -20,6 +28,7 @@ _TYPES = {
     500: "server_error",
     503: "server_error",
 }
+_WELL_FORMED_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 LONGEST_MESSAGE = 500
 """Characters; what a client sent is never echoed at length."""
 
@@ -62,10 +71,21 @@ class ApiError(Exception):
         }
 
 
+class NoRoomError(RequestError):
+    """Nothing can be taken in at all, whatever it asks for."""
+
+
 def from_request_error(error: RequestError) -> ApiError:
     """What the engine refuses, for the client."""
     status = _STATUS_OF_CODE.get(error.code or "", 400)
-    return ApiError(status, str(error), param=error.param, code=error.code)
+    headers = {FULL_FOR: FULL_SECONDS} if isinstance(error, NoRoomError) else {}
+    return ApiError(status, str(error), param=error.param, code=error.code, headers=headers)
+
+
+def request_id(scope: Scope) -> str:
+    """What the client calls a request, or else a name for it."""
+    given = Headers(scope=scope).get("x-request-id", "")
+    return given if _WELL_FORMED_ID.fullmatch(given) else uuid4().hex
 
 
 def error_response(error: ApiError) -> Response:
@@ -73,11 +93,16 @@ def error_response(error: ApiError) -> Response:
     return JSONResponse(error.body, status_code=error.status, headers=error.headers)
 
 
-def add_error_handlers(app: FastAPI) -> None:
-    """Give failures their shape, those of routing included."""
+def add_error_handlers(app: FastAPI, *, has_one_model: bool) -> None:
+    """Give failures their shape, those of routing included.
+
+    Where one model of several has no room, the others may have some.
+    """
 
     @app.exception_handler(ApiError)
     async def api_error(_: Request, error: ApiError) -> Response:
+        if not has_one_model:
+            error.headers.pop(FULL_FOR, None)
         return error_response(error)
 
     @app.exception_handler(GlmDistError)

@@ -8,20 +8,18 @@ import re
 import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
-from uuid import uuid4
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from glm_dist.serve import keys as api_keys
-from glm_dist.serve.errors import ApiError, error_response
+from glm_dist.serve.errors import ApiError, error_response, request_id
 from glm_dist.serve.keys import ApiKeys, Caller
 from glm_dist.serve.metrics import Metrics
 from glm_dist.serve.page import is_of_page
 
 logger = logging.getLogger(__name__)
 PUBLIC_PATHS = ("/health", "/health/live", "/health/ready", "/version", "/openapi.json")
-_WELL_FORMED_ID = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _NAMED_PATH = re.compile("(/v1/(models|tasks)/).*[^/]")
 """Of one model."""
 _LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d+)?", re.ASCII)
@@ -116,8 +114,7 @@ class Reply:
 
     def __init__(self, scope: Scope, send: Send) -> None:
         """Args: `send` is what the server gave."""
-        given = Headers(scope=scope).get("x-request-id", "")
-        self.request_id = given if _WELL_FORMED_ID.fullmatch(given) else uuid4().hex
+        self.request_id = request_id(scope)
         self.caller = Caller()
         self.status, self.began = 0, 0.0
         self._send = send

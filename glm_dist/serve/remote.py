@@ -13,11 +13,11 @@ import time
 from collections.abc import Coroutine
 from dataclasses import fields, replace
 
-from glm_dist.errors import RequestError
 from glm_dist.inference import AnyRequest, EngineStats, ScoreRequest, Usage
 from glm_dist.inference.requests import PROMPT_REQUESTS
 from glm_dist.serve.choice import choose, prompt_key
 from glm_dist.serve.engine_thread import Arrived, Stream
+from glm_dist.serve.errors import OVERLOADED, NoRoomError
 from glm_dist.serve.link import Address
 from glm_dist.serve.progress import Progress
 from glm_dist.serve.wire import LONGEST_LINE, NEWS, ORDERS, News, Order, Refusal, Vitals
@@ -34,7 +34,6 @@ REPLAY_WAIT_SECONDS = 120.0
 """A request that some replica had waits so long for another to go on with it."""
 LOOK_SECONDS = 0.1
 """Between two looks for a replica, and between two offers to busy ones."""
-OVERLOADED = "overloaded"
 MAX_DEATHS = 3
 """Replicas that may be lost under one request: it may be what ends them."""
 
@@ -320,7 +319,7 @@ class RemoteEngines:
             return
         room = self._room * len(ready)
         if sum(link.num_answers for link in ready) >= room:
-            raise RequestError(
+            raise NoRoomError(
                 f"{room} answers are in work or wait already; try again later", code=OVERLOADED
             )
 

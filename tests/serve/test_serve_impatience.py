@@ -14,6 +14,7 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 from uvicorn.protocols.http import auto
 
+from glm_dist.serve.errors import FULL_FOR
 from glm_dist.serve.impatience import ImpatientProtocol, be_impatient
 from glm_dist.serve.proxy import OURS, Refusals
 
@@ -103,7 +104,9 @@ def test_neither_is_one_that_comes_byte_by_byte_nor_the_second_on_a_connection(a
     with socket.create_connection(address) as client:
         client.sendall(b"GET /ours HTTP/1.1\r\nhost: a\r\n\r\n")
         client.settimeout(5)
-        assert b"own words" in client.recv(65536)
+        reply = b""
+        while not reply.endswith(b"own words"):  # header and body may come apart
+            reply += client.recv(65536)
         with pytest.raises(ConnectionError):
             dribble(client, 5)
 
@@ -160,3 +163,32 @@ def test_what_serve_refuses_by_itself_has_the_shape_of_ours(address, status, tol
 def test_what_the_application_says_stays_as_it_is(address):
     reply = httpx.get(f"http://{address[0]}:{address[1]}/ours")
     assert (reply.status_code, reply.text) == (404, "own words")
+
+
+def test_a_refusal_that_stands_for_all_is_repeated_for_as_long_as_it_says():
+    asked = []
+
+    async def app(scope, receive, send):
+        asked.append(scope["path"])
+        status = 429 if "full" in scope["path"] else 200
+        headers = {OURS: "nosniff"} | ({FULL_FOR: "0.3"} if status == 429 else {})
+        await PlainTextResponse("told", status, headers)(scope, receive, send)
+
+    async def ask():
+        transport = httpx.ASGITransport(Refusals(app))
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as http:
+            first = await http.post("/v1/full", headers={"x-request-id": "7"})
+            repeated = await http.post("/v1/completions", headers={"x-request-id": "8"})
+            passed = [await http.get("/v1/models"), await http.post("/tokenize")]
+            passed.append(await http.post("/other/v1/completions"))
+            await asyncio.sleep(0.35)
+            passed.append(await http.post("/v1/completions"))
+            return first, repeated, passed
+
+    first, repeated, passed = asyncio.run(ask())
+    assert (first.status_code, first.text) == (429, "told")
+    assert FULL_FOR not in first.headers
+    assert (repeated.status_code, repeated.json()["error"]["code"]) == (429, "overloaded")
+    assert (repeated.headers["x-request-id"], repeated.headers["retry-after"]) == ("8", "1")
+    assert [reply.status_code for reply in passed] == [200] * 4
+    assert len(asked) == 5

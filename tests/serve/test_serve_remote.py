@@ -26,6 +26,7 @@ from glm_dist.inference import (
 from glm_dist.serve import remote
 from glm_dist.serve.choice import choose
 from glm_dist.serve.engine_thread import EngineThread
+from glm_dist.serve.errors import FULL_FOR, from_request_error
 from glm_dist.serve.link import Address, EngineServer
 from glm_dist.serve.progress import Progress
 from glm_dist.serve.remote import RemoteEngines
@@ -293,7 +294,9 @@ def test_a_front_refuses_by_its_own_count_before_any_engine_is_asked(sites, toke
                 house.pool.cancel(stream)
             return refused.value
 
-    assert asyncio.run(ask()).code == "overloaded"
+    told = from_request_error(asyncio.run(ask()))
+    assert (told.status, told.code) == (429, "overloaded")
+    assert float(told.headers[FULL_FOR]) > 0
 
 
 def test_who_leaves_is_asked_nothing_new_and_ends_what_it_has(sites, tokenizer, alone):
