@@ -23,7 +23,9 @@ class Shows(Protocol):
         """What a step met with."""
 
 
-def launch_shown(settings: PretrainSettings, terminal: Shows) -> "Launched":
+def launch_shown(
+    settings: PretrainSettings, terminal: Shows, *, shows_config: bool = True
+) -> "Launched":
     """Train in the run's folder, which no other driver has meanwhile; SIGTERM saves and stops."""
     from glm_dist.metrics.sinks import METRICS_FILE
     from glm_dist.train.attempt import claim_run_folder
@@ -35,7 +37,8 @@ def launch_shown(settings: PretrainSettings, terminal: Shows) -> "Launched":
     run_folder = settings.run_path
     claim_run_folder(run_folder, settings)
     with holding(run_folder):
-        print(dump_config(settings))
+        if shows_config:
+            print(dump_config(settings))
         print(f"run folder   {run_folder}", flush=True)
         connect(cpus_needed(settings))
         on_termination(lambda: ask_to_stop(run_folder, "signal"))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from _driver import RESUME_ME, as_driver
 from _job import run_job
 from _ray import connect
+from _search import search_settings
 from _training import cpus_needed, launch_shown
 from pretrain import Terminal, format_seconds
 
@@ -40,8 +41,11 @@ class StoppedError(Exception):
 def main(settings: FinetuneSettings, arguments: argparse.Namespace) -> int:
     """Tune, then score; RESUME_ME when the run was asked to stop early."""
     try:
+        check_flags(settings, arguments)
         if settings.init_from is None:
             tune_with_own_base(settings, arguments)
+        elif arguments.search is not None:
+            tune(search_settings(settings, arguments.search, try_out), arguments)
         elif arguments.seeds > 1:
             tune_over_seeds(settings, arguments)
         else:
@@ -52,14 +56,29 @@ def main(settings: FinetuneSettings, arguments: argparse.Namespace) -> int:
     return 0
 
 
+def check_flags(settings: FinetuneSettings, arguments: argparse.Namespace) -> None:
+    """Refuse flags that do not go together.
+
+    Raises:
+        ConfigError: naming them.
+    """
+    given = {"--plan": arguments.plan, "--seeds": arguments.seeds > 1}
+    given["--search"] = arguments.search is not None
+    flags = [flag for flag, is_given in given.items() if is_given]
+    problems = []
+    if settings.init_from is None and flags:
+        problems.append(f"{flags[0]}: needs the model that is begun with; give init_from")
+    if len(flags) > 1:
+        problems.append(f"{' and '.join(flags)} cannot be had together; give one of them")
+    if problems:
+        raise ConfigError(problems)
+
+
 def tune_with_own_base(settings: FinetuneSettings, arguments: argparse.Namespace) -> None:
     """Make a base of the training texts, tune it, and say what it brought over random weights."""
     from glm_dist.evaluate.score import gain
     from glm_dist.train.base import make_base
 
-    if arguments.plan or arguments.seeds > 1:
-        flag = "--plan" if arguments.plan else "--seeds"
-        raise ConfigError(f"{flag}: needs the model that is begun with; give init_from")
     minutes = arguments.base_minutes
     connect(cpus_needed(settings))
     print(
@@ -101,6 +120,22 @@ def tune_over_seeds(settings: FinetuneSettings, arguments: argparse.Namespace) -
             f"\nover seeds   {known[0].name} {found.value:.1f} ({found.low:.1f} to "
             f"{found.high:.1f}), single runs {min(values):.1f} to {max(values):.1f}"
         )
+
+
+def try_out(settings: FinetuneSettings) -> None:
+    """A run to its end, a line an evaluation; its test examples stay unread.
+
+    Raises:
+        StoppedError: when it was asked to stop.
+    """
+    from glm_dist.train.finetune import prepare_finetuning
+    from glm_dist.train.launch import resolve
+
+    prepared = prepare_finetuning(settings)
+    settings = resolve(prepared.settings, prepared.dataset)
+    terminal = TuningTerminal(settings.num_steps, prepared.steps_per_epoch, shows_steps=False)
+    if launch_shown(settings, terminal, shows_config=False).ending.kind != "finished":
+        raise StoppedError
 
 
 def tune(
@@ -199,9 +234,9 @@ def next_command(run_folder: Path) -> str:
 class TuningTerminal(Terminal):
     """A line a log step, and one an evaluation."""
 
-    def __init__(self, num_steps: int, steps_per_epoch: float) -> None:
+    def __init__(self, num_steps: int, steps_per_epoch: float, *, shows_steps: bool = True) -> None:
         super().__init__(num_steps)
-        self._steps_per_epoch = steps_per_epoch
+        self._steps_per_epoch, self._shows_steps = steps_per_epoch, shows_steps
         self._losses: list[float] = []
 
     def show(self, text: str) -> None:
@@ -212,6 +247,8 @@ class TuningTerminal(Terminal):
             return
         if "loss" in line:
             self._losses.append(line["loss"])
+        if not self._shows_steps:
+            return
         left = (self._num_steps - line["step"]) * line.get("seconds_per_step", 0.0)
         print(
             f"{int(line['step']):>6}/{self._num_steps:<5} loss {line.get('loss', 0.0):>7.4f}  lr "
@@ -285,6 +322,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=1,
         metavar="N",
         help="with init_from: a run for each of N seeds",
+    )
+    parser.add_argument(
+        "--search",
+        type=int,
+        metavar="N",
+        help="with init_from: try N settings, choose one on dev, tune with it (search.* says what)",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print sizes, memory and work of the run, and stop"

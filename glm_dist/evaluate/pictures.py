@@ -74,6 +74,23 @@ def draw_arms(path: Path, tasks: Mapping[str, Mapping[str, Any]], names: Mapping
     _save(figure, path)
 
 
+def draw_points(
+    path: Path,
+    points: Sequence[tuple[float, float, str]],
+    best: int,
+    title: str,
+    axes_names: tuple[str, str],
+) -> None:
+    """Points by x and y, each with its name; x by its logarithm, and one of them marked as best."""
+    figure, axes = _axes(title, (6, 4))
+    for number, (x, y, name) in enumerate(points):
+        axes.plot(x, y, "o", color="C3" if number == best else "C0")
+        axes.annotate(name, (x, y), xytext=(4, 4), textcoords="offset points", size=8)
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1], xscale="log")
+    axes.grid(alpha=0.3)
+    _save(figure, path)
+
+
 def _axes(title: str, size: tuple[float, float]) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

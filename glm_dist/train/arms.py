@@ -38,6 +38,7 @@ OF_BASE = (OURS, SCRATCH, LAST_TURN)
 TRAINED = (*OF_BASE, LSTM)
 """Arms with a learning rate and seeds; the others are the same every time."""
 UNIMPORTANT = {"name", "run_folder", "workers", "sinks", "seed", "grid", "baselines", "init_from"}
+UNIMPORTANT |= {"search"}
 """Settings that an arm's answers do not depend on, or not by themselves."""
 
 

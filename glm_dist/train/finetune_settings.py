@@ -3,8 +3,9 @@
 They stand apart from the preparation so that reading them needs neither torch nor data.
 """
 
-from pydantic import Field
+from pydantic import Field, PositiveFloat, PositiveInt, field_validator
 
+from glm_dist.config import Settings
 from glm_dist.data.rows import RowSettings
 from glm_dist.tasks import AnyTask
 from glm_dist.tasks.settings import ReplaySettings
@@ -54,6 +55,25 @@ class TuningGuardSettings(GuardSettings):
     outlier_factor: float = Field(0.0, ge=0)
 
 
+class SearchSettings(Settings):
+    """What `--search` tries; of the settings that have one value alone it tries no other."""
+
+    learning_rates: tuple[PositiveFloat, PositiveFloat] | None = None
+    """Peak learning rates between these two, any as likely as its double; by default from a third
+    of schedule.peak_learning_rate to three times as much. Twice the same for that one alone."""
+    epochs: list[PositiveFloat] = []
+    """Each as likely; by default those of the config alone."""
+    batch_sizes: list[PositiveInt] = []
+    """Rows of one optimizer step, each as likely; by default those of the config alone."""
+
+    @field_validator("learning_rates")
+    @classmethod
+    def _check_order(cls, rates: tuple[float, float] | None) -> tuple[float, float] | None:
+        if rates is not None and rates[0] > rates[1]:
+            raise ValueError("the first rate is above the second; turn them round")
+        return rates
+
+
 class FinetuneSettings(PretrainSettings):
     """Everything of a fine-tuning run; what is not said here is as in pretraining."""
 
@@ -74,6 +94,7 @@ class FinetuneSettings(PretrainSettings):
     schedule: TuningScheduleSettings = TuningScheduleSettings()
     evaluation: TuningEvaluationSettings = TuningEvaluationSettings()
     guard: TuningGuardSettings = TuningGuardSettings()
+    search: SearchSettings = SearchSettings()
 
     def _head_problems(self) -> list[str]:
         return []

@@ -143,3 +143,47 @@ def test_a_mistake_is_answered_with_what_to_do(home, job, arguments, message):
     done = home.run(job, *(argument.format(data=home.data) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_a_search_goes_on_where_it_was_and_only_what_is_best_reads_the_test_part(home):
+    changes = {name: SMALL[name] for name in TAKEN}
+    asked = [
+        f"--data={home.data}",
+        "init_from=base",
+        "name=searched",
+        "epochs=3",
+        "dropout=0",
+        *(f"{name}={json.dumps(value)}" for name, value in changes.items()),
+        "schedule={peak_learning_rate: 1e-6}",
+        "search.learning_rates=[5e-3, 1e-2]",
+    ]
+    done = home.run("finetune.py", *asked, "--search=2")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    run = home.folder / "runs" / "searched"
+    ends = [run / "search" / f"trial-{number:03d}" / "final.json" for number in range(3)]
+    written = [end.stat().st_mtime_ns for end in ends[:2]]
+    assert "trial 2 of 2  schedule.peak_learning_rate=" in done.stdout
+    kept = json.loads((run / "search" / "search.json").read_text())
+    assert kept["best"]["trial"] == 2  # with the config's own rate nothing is learnt
+    best = kept["best"]["schedule.peak_learning_rate"]
+    assert f"best         schedule.peak_learning_rate={best:g}" in done.stdout
+    config = json.loads((run / "config.json").read_text())
+    assert config["schedule"]["peak_learning_rate"] == best
+    tested = [path.parent for path in run.glob("**/test/scores.json")]
+    assert tested == [run / "test"]
+    assert not list((run / "search").glob("**/*.safetensors"))
+
+    again = home.run("finetune.py", *asked, "--search=2")
+    assert again.returncode == 0, again.stdout[-2000:] + again.stderr[-2000:]
+    assert [end.stat().st_mtime_ns for end in ends[:2]] == written
+    assert "run folder" in again.stdout.split("best ")[1]
+
+
+def test_flags_that_exclude_each_other_are_named(home):
+    asked = [f"--data={home.data}", "--search=3"]
+    done = home.run("finetune.py", *asked, "--seeds=2", "init_from=base")
+    assert done.returncode == 2
+    assert "--seeds and --search cannot be had together" in done.stderr
+    done = home.run("finetune.py", *asked)
+    assert done.returncode == 2
+    assert "--search: needs the model that is begun with; give init_from" in done.stderr
