@@ -24,7 +24,7 @@ LAYERS = [
     "__init__",
 ]
 """From the top down; each may import those after it, and of glm_dist itself only the version."""
-RAY_OF_TRAINING = ("launch", "cluster", "trainer")
+RAY_OF_TRAINING = ("launch", "cluster", "trainer", "search")
 OWNERS = {
     "deepspeed": lambda path: path.parts[:2] == ("glm_dist", "engine"),
     "sentencepiece": lambda path: path == PurePosixPath("glm_dist/tokenizer/sentence_piece.py"),
@@ -35,10 +35,7 @@ OWNERS = {
         path.parts[0] in ("jobs", "cluster")
         or path.parts[:2] == ("glm_dist", "serve")
         or path.name == "pipeline.py"
-        or (
-            path.parts[:2] == ("glm_dist", "train")
-            and path.stem in ("launch", "cluster", "trainer")
-        )
+        or (path.parts[:2] == ("glm_dist", "train") and path.stem in RAY_OF_TRAINING)
     ),
 }
 
