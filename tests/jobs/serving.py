@@ -227,6 +227,7 @@ class Load:
         except httpx.HTTPError as error:
             outcome.error = f"{type(error).__name__}: {error}"
         outcome.seconds = time.monotonic() - outcome.start
+        return outcome
 
     async def _read(self, http, body, outcome):
         async with http.stream("POST", "/v1/completions", json=body) as reply:
