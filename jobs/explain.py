@@ -133,11 +133,11 @@ class Tests:
     def add(self, decision: "Decision", found: "Explanation") -> None:
         """Test one, and say now and then how long the others will take."""
         from glm_dist.evaluate.explain import deletion_drops
-        from glm_dist.evaluate.faithful import Tested
+        from glm_dist.evaluate.faithful import Drops
 
         seed = self._seed + len(self._tested)
         drops = deletion_drops(self._model, self._tokenizer, decision, found.attributions, seed)
-        self._tested.append(Tested(found.gap, *drops))
+        self._tested.append(Drops(found.gap, *drops))
         now, done = time.monotonic(), len(self._tested)
         if now - self._told > SECONDS_BETWEEN_LINES:
             left = (now - self._begun) / done * (self._count - done)

@@ -13,7 +13,7 @@ from glm_dist.evaluate.explain import TOLERANCE
 from glm_dist.evaluate.score import CONFIDENCE, NUM_RESAMPLES
 
 
-class Tested(NamedTuple):
+class Drops(NamedTuple):
     """What came of one text."""
 
     gap: float
@@ -50,7 +50,7 @@ class Faithfulness:
         )
 
 
-def faithfulness(tested: Sequence[Tested], seed: int = 0) -> Faithfulness:
+def faithfulness(tested: Sequence[Drops], seed: int = 0) -> Faithfulness:
     """Means over texts, of which there is at least one, and the interval of their difference."""
     gaps, drops, at_random = np.array(tested, dtype=np.float64).T
     differences = drops - at_random
