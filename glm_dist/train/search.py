@@ -5,6 +5,7 @@ off goes on with the trial that it was at. Values are drawn from the spaces of R
 one after the other, each over all workers of the run, as the run itself would.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from pydantic import ValidationError
 from glm_dist.errors import ConfigError
 from glm_dist.train.finetune_settings import FinetuneSettings
 
+UNIMPORTANT = {"name", "run_folder", "workers", "sinks", "search"}
+"""Settings that what comes of a trial does not depend on."""
 TRIES = 20
 """Draws for a trial that is none of those before."""
 
@@ -82,12 +85,12 @@ def plan_search(settings: FinetuneSettings, count: int) -> list[Trial]:
         raise ConfigError(problems)
     draws = np.random.RandomState(settings.seed)
     trials = [_trial(settings, 0, {name: _value(settings, name) for name in spaces})]
-    for number in range(1, count):
+    for _ in range(1, count):
         for _ in range(TRIES):
             chosen = {name: space.sample(random_state=draws) for name, space in spaces.items()}
             chosen = {name: _plain(value) for name, value in chosen.items()}
             if all(chosen != trial.chosen for trial in trials):
-                trials.append(_trial(settings, number, chosen))
+                trials.append(_trial(settings, len(trials), chosen))
                 break
     return trials
 
@@ -160,7 +163,10 @@ def _value(settings: FinetuneSettings, name: str) -> Any:
 
 
 def _trial(settings: FinetuneSettings, number: int, chosen: dict[str, Any]) -> Trial:
-    folder = settings.run_path / "search" / f"trial-{number:03d}"
+    """Its folder is named by all that it is a run of, so that another run is never taken for it."""
+    told = changed(settings, chosen).model_dump_json(exclude=UNIMPORTANT)
+    key = hashlib.sha256(told.encode()).hexdigest()[:8]
+    folder = settings.run_path / "search" / f"trial-{key}"
     return Trial(number, chosen, changed(settings, {**chosen, "run_folder": str(folder)}))
 
 
