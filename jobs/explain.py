@@ -81,7 +81,7 @@ def main(settings: ExplainSettings, arguments: argparse.Namespace) -> int:
     output = folder / "explanations" if settings.output is None else output_path(settings.output)
     output.mkdir(parents=True, exist_ok=True)
     answers = Answerer(model, tokenizer, task).answer(examples)
-    tests = Tests(model, tokenizer, len(examples), settings.seed)
+    deletions = Deletions(model, tokenizer, len(examples), settings.seed)
     for number, (example, answer) in enumerate(zip(examples, answers, strict=True)):
         decision, label = decided(task, tokenizer, example, answer)
         found = explain(model, tokenizer, decision, label)
@@ -90,9 +90,9 @@ def main(settings: ExplainSettings, arguments: argparse.Namespace) -> int:
         if settings.data is None:
             show(example.text("text"), found)
         else:
-            tests.add(decision, found)
+            deletions.add(decision, found)
     if settings.data is not None:
-        tests.write(output / "faithfulness.json", {"model": settings.model, "data": settings.data})
+        deletions.write(output / "faithfulness.json", {"model": settings.model, "data": settings.data})
     print(f"explanations {output}")
     return 0
 
@@ -122,7 +122,7 @@ def decided(
     return decision, label
 
 
-class Tests:
+class Deletions:
     """Takes away what counts most, in one text after the other."""
 
     def __init__(self, model: "GLM", tokenizer: "Tokenizer", count: int, seed: int) -> None:

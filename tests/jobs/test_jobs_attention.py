@@ -1,20 +1,11 @@
 """The self-attention of a sentence, as a user asks for it."""
 
-import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from asking import run_job, write_random_model
 
-from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
-from glm_dist.model import ModelSettings, build_model
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -22,32 +13,12 @@ def home(tmp_path_factory):
     """A model of random weights, with two query heads for each key head."""
     folder = tmp_path_factory.mktemp("home")
     tokenizer = train_tokenizer(["a list 列表 holds items"] * 50, TokenizerSettings(vocab_size=320))
-    settings = ModelSettings(
-        preset=None,
-        num_layers=2,
-        hidden_size=32,
-        num_heads=4,
-        num_kv_heads=2,
-        vocab_size=tokenizer.vocab_size,
-    )
-    save_weights(folder / "model", dict(build_model(settings).named_parameters()))
-    tokenizer.save(folder / "model")
-    text = json.dumps({"model": settings.model_dump(mode="json")})
-    (folder / "model" / CONFIG).write_text(text)
+    write_random_model(folder / "model", tokenizer, num_layers=2, num_heads=4, num_kv_heads=2)
     return folder
 
 
 def run(home, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "attention.py"), "model=model", *arguments],
-        env={**os.environ, "GLM_DIST_HOME": str(home)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done
+    return run_job(home, "attention.py", "model=model", *arguments)
 
 
 def test_shapes_are_printed_and_what_part_a_cannot_see_is_grey(home):

@@ -1,20 +1,13 @@
 """Why a text got its label, as a user asks."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from asking import run_job, write_random_model
 
-from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
-from glm_dist.model import ModelSettings, build_model
 from glm_dist.tasks import TASKS, save_task
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 
-ROOT = Path(__file__).parents[2]
 TEXT = "a moving story of one man"
 
 
@@ -26,32 +19,14 @@ def model(tmp_path_factory):
         [f"{TEXT} and his dull dog"] * 50, TokenizerSettings(vocab_size=320)
     )
     task = TASKS["classification"].Settings(method="head", labels=["bad", "good"])
-    settings = ModelSettings(
-        preset=None,
-        num_layers=1,
-        hidden_size=32,
-        num_heads=2,
-        vocab_size=tokenizer.vocab_size,
-        head={"kind": "sequence_classification", "labels": task.labels},
-    )
-    save_weights(folder, dict(build_model(settings).named_parameters()))
-    tokenizer.save(folder)
-    (folder / CONFIG).write_text(json.dumps({"model": settings.model_dump(mode="json")}))
+    head = {"kind": "sequence_classification", "labels": task.labels}
+    write_random_model(folder, tokenizer, head=head)
     save_task(folder, task, 64)
     return folder
 
 
 def run(model, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "explain.py"), f"model={model}", *arguments],
-        env={**os.environ, "GLM_DIST_HOME": str(model.parent)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done
+    return run_job(model.parent, "explain.py", f"model={model}", *arguments)
 
 
 def test_each_text_gets_a_file_of_figures_and_a_picture(model):

@@ -1,20 +1,12 @@
 """Bits per byte of models and of n-grams as a user asks for them."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from asking import run_job, write_random_model
 from train_scenarios import make_dataset
 
-from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
-from glm_dist.model import ModelSettings, build_model
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
-
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -24,32 +16,12 @@ def home(tmp_path_factory):
     other = train_tokenizer(["another text of other words"] * 50, TokenizerSettings(vocab_size=300))
     dataset = make_dataset(folder / "set")
     for name, tokenizer in {"mine": dataset.tokenizer, "other": other}.items():
-        settings = ModelSettings(
-            preset=None,
-            num_layers=1,
-            hidden_size=32,
-            num_heads=2,
-            max_position_embeddings=64,
-            vocab_size=tokenizer.vocab_size,
-        )
-        save_weights(folder / name, dict(build_model(settings).named_parameters()))
-        tokenizer.save(folder / name)
-        text = json.dumps({"model": settings.model_dump(mode="json")})
-        (folder / name / CONFIG).write_text(text)
+        write_random_model(folder / name, tokenizer, max_position_embeddings=64)
     return folder
 
 
 def run(home, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "perplexity.py"), "dataset=set", *arguments],
-        env={**os.environ, "GLM_DIST_HOME": str(home)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done
+    return run_job(home, "perplexity.py", "dataset=set", *arguments)
 
 
 def test_a_model_stands_beside_the_ngrams_in_print_and_in_the_file(home):

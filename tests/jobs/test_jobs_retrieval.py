@@ -1,19 +1,12 @@
 """Translations looked for by embeddings, as a user asks."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
+from asking import run_job, write_random_model
 
-from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
-from glm_dist.model import ModelSettings, build_model
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 
-ROOT = Path(__file__).parents[2]
 PAIRS = [
     (f"{n} red houses of {n + 7} towns", f"{n} rote Häuser von {n + 7} Orten") for n in range(40)
 ]
@@ -25,13 +18,7 @@ def home(tmp_path_factory):
     folder = tmp_path_factory.mktemp("home")
     texts = [text for pair in PAIRS for text in pair]
     tokenizer = train_tokenizer(texts, TokenizerSettings(vocab_size=320))
-    settings = ModelSettings(
-        preset=None, num_layers=1, hidden_size=32, num_heads=2, vocab_size=tokenizer.vocab_size
-    )
-    save_weights(folder / "model", dict(build_model(settings).named_parameters()))
-    tokenizer.save(folder / "model")
-    text = json.dumps({"model": settings.model_dump(mode="json")})
-    (folder / "model" / CONFIG).write_text(text)
+    write_random_model(folder / "model", tokenizer)
     lines = "".join(f"{source}\t{target}\n" for source, target in PAIRS)
     (folder / "pairs.tsv").write_text(lines, encoding="utf-8")
     task = {"kind": "translation", "train": str(folder / "pairs.tsv"), "test_share": 0.5}
@@ -43,16 +30,7 @@ def home(tmp_path_factory):
 
 
 def run(home, *arguments):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "jobs" / "retrieval.py"), "model=model", *arguments],
-        env={**os.environ, "GLM_DIST_HOME": str(home)},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done
+    return run_job(home, "retrieval.py", "model=model", *arguments)
 
 
 def test_the_model_stands_beside_random_weights_in_the_table(home):
