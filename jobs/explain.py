@@ -92,7 +92,8 @@ def main(settings: ExplainSettings, arguments: argparse.Namespace) -> int:
         else:
             deletions.add(decision, found)
     if settings.data is not None:
-        deletions.write(output / "faithfulness.json", {"model": settings.model, "data": settings.data})
+        about = {"model": settings.model, "data": settings.data}
+        deletions.write(output / "faithfulness.json", about)
     print(f"explanations {output}")
     return 0
 
