@@ -74,21 +74,22 @@ def sample_of(settings: AttentionSettings, tokenizer: "Tokenizer", longest: int)
         BlankInfillSettings,
         ObjectiveSettings,
         labelled_sample,
-        mask_places,
         supervised_sample,
     )
 
     special = tokenizer.special
-    text = np.array([special.enc, *tokenizer.encode_with_masks(settings.text)], dtype=np.int32)
+    masked = tokenizer.encode_masked(settings.text)
+    text = np.array([special.enc, *masked.tokens], dtype=np.int32)
     if settings.answer is None:
         sample = labelled_sample(text, [0], [0])
-    elif not len(mask_places(text, special)):
+    elif not len(masked.places):
         raise ConfigError(
             "text: has no [MASK] where the answer was; put one in, or leave answer out"
         )
     else:
         infill = BlankInfillSettings(ObjectiveSettings(), special, tokenizer.sentence_end)
-        sample = supervised_sample(text, tokenizer.encode(settings.answer), infill)
+        answer = tokenizer.encode_answer(settings.answer, masked.behind_space[-1])
+        sample = supervised_sample(text, answer, infill)
     if len(sample.tokens) > longest:
         raise ConfigError(f"text: is {len(sample.tokens)} tokens long; the model reads {longest}")
     return sample

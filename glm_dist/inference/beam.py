@@ -105,7 +105,7 @@ class Found:
             sample=sample,
             blank=beam.blanks[0],
             tokens=tuple(beam.answer),
-            text=texts.join(beam.answer),
+            text=texts.join(beam.answer).removeprefix(" " if beam.blank.behind_space else ""),
             logprobs=() if settings.num_logprobs is None else beam.logprobs,
             alternatives=beam.alternatives if settings.num_logprobs else (),
             finish_reason=self.finish_reason,

@@ -75,8 +75,12 @@ class TokenTexts:
 class TextStream:
     """The text of one answer, given out as soon as it is certain."""
 
-    def __init__(self, texts: TokenTexts, stop: Sequence[str] = ()) -> None:
+    def __init__(
+        self, texts: TokenTexts, stop: Sequence[str] = (), *, behind_space: bool = False
+    ) -> None:
+        """Args: behind_space: the space that the answer begins with is left out of its text."""
         self._texts = texts
+        self._leaves_space = behind_space
         self._stop = tuple(stop)
         self._decoder = codecs.getincrementaldecoder("utf-8")(_REPLACE_BYTES)
         self._held = ""
@@ -93,6 +97,8 @@ class TextStream:
     def _give(self, text: str, *, is_end: bool) -> str:
         if self.stopped_by is not None:
             return ""
+        if self._leaves_space and text:
+            text, self._leaves_space = text.removeprefix(" "), False
         text = self._held + text
         found = [(text.find(stop), stop) for stop in self._stop if stop in text]
         if found:

@@ -15,7 +15,7 @@ from glm_dist.inference.engine import Engine
 from glm_dist.inference.requests import Blank, Delta, Failure, Request
 from glm_dist.inference.settings import EngineLimits, GenerationSettings
 from glm_dist.model import GLM
-from glm_dist.tokenizer import Tokenizer
+from glm_dist.tokenizer import Masked, Tokenizer
 
 NUM_RUNNING = 32
 """Texts at a time; more wait for their turn."""
@@ -39,8 +39,6 @@ class Generator:
         check_is_language_model(model.settings)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        special = tokenizer.special
-        self._mask_ids = (special.mask, special.smask, special.gmask)
 
     def generate(
         self,
@@ -62,29 +60,33 @@ class Generator:
             return []
         settings = settings or GenerationSettings()
         of_each = [settings] * len(texts) if isinstance(settings, GenerationSettings) else settings
-        prompts = [self.encode(text) for text in texts]
         requests = [
-            Request(
-                str(number),
-                prompt.tolist(),
-                [Blank(int(place), one.sampling) for place in self._places(prompt)],
-            )
-            for number, (prompt, one) in enumerate(zip(prompts, of_each, strict=True))
+            self._request(str(number), text, one)
+            for number, (text, one) in enumerate(zip(texts, of_each, strict=True))
         ]
         answers = self._answer(requests)
         return [
-            self._finish(text, prompt, answers[number])
-            for number, (text, prompt) in enumerate(zip(texts, prompts, strict=True))
+            self._finish(text, request, blanks)
+            for text, request, blanks in zip(texts, requests, answers, strict=True)
         ]
 
-    def encode(self, text: str) -> np.ndarray:
+    def encode(self, text: str) -> Masked:
         """Part A of a text: `[ENC]`, its tokens, and `[gMASK]` where it has no mask."""
-        tokens = self.tokenizer.encode_with_masks(text)
-        tail = [] if np.isin(tokens, self._mask_ids).any() else [self.tokenizer.special.gmask]
-        return np.concatenate(([self.tokenizer.special.enc], tokens, tail)).astype(np.int64)
+        special, masked = self.tokenizer.special, self.tokenizer.encode_masked(text)
+        head = np.array([special.enc], np.int32)
+        if not len(masked.places):
+            tokens = np.concatenate((head, masked.tokens, [special.gmask])).astype(np.int32)
+            return Masked(tokens, np.array([len(tokens) - 1]), (False,))
+        tokens = np.concatenate((head, masked.tokens))
+        return Masked(tokens, masked.places + 1, masked.behind_space)
 
-    def _places(self, prompt: np.ndarray) -> np.ndarray:
-        return np.flatnonzero(np.isin(prompt, self._mask_ids))
+    def _request(self, name: str, text: str, settings: GenerationSettings) -> Request:
+        masked = self.encode(text)
+        blanks = [
+            Blank(int(place), settings.sampling, behind_space=is_behind)
+            for place, is_behind in zip(masked.places, masked.behind_space, strict=True)
+        ]
+        return Request(name, masked.tokens.tolist(), blanks)
 
     def _answer(self, requests: Sequence[Request]) -> list[list[str]]:
         """The text of each blank of each request."""
@@ -97,13 +99,14 @@ class Generator:
                 answers[int(output.request_id)][output.blank] += output.text
         return answers
 
-    def _finish(self, text: str, prompt: np.ndarray, answers: list[str]) -> Generation:
+    def _finish(self, text: str, request: Request, answers: list[str]) -> Generation:
+        decode, prompt = self.tokenizer.decode, request.tokens
         pieces, start = [], 1
-        for place, answer in zip(self._places(prompt), answers, strict=True):
-            pieces += [self.tokenizer.decode(prompt[start:place]), answer]
-            start = int(place) + 1
-        pieces.append(self.tokenizer.decode(prompt[start:]))
-        return Generation(text, answers, "".join(pieces))
+        for blank, answer in zip(request.blanks, answers, strict=True):
+            space = " " if blank.behind_space else ""
+            pieces += [decode(prompt[start : blank.place]), space, answer]
+            start = blank.place + 1
+        return Generation(text, answers, "".join([*pieces, decode(prompt[start:])]))
 
 
 def _limits(requests: Sequence[Request]) -> EngineLimits:

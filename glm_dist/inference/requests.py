@@ -138,6 +138,8 @@ class Blank:
     start: int | None = None
     """Token that begins the answer, by default `<sop>`. A causal model goes on with a text that has
     no mask where the text's last token is this, and the place is that of the token before."""
+    behind_space: bool = False
+    """Whether the space that an answer begins with is there already; its text leaves it out."""
 
 
 @dataclass(frozen=True)

@@ -343,4 +343,4 @@ class Generated(Growing):
 
     def _begin(self, special: SpecialTokenIds, texts: TokenTexts) -> None:
         self.begin_blank(special)
-        self.stream = TextStream(texts, self.sampling.stop)
+        self.stream = TextStream(texts, self.sampling.stop, behind_space=self.blank.behind_space)

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 from uuid import uuid4
 
 import numpy as np
@@ -18,11 +19,10 @@ from glm_dist.serve.checks import Checks
 from glm_dist.serve.errors import ApiError
 from glm_dist.serve.limits import RequestLimits
 from glm_dist.serve.protocol import BlankOptions, CompletionRequest, InfillRequest
-from glm_dist.tokenizer import PIECES, Tokenizer
+from glm_dist.tokenizer import MASKS, Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 """Of text completions, as OpenAI has it."""
-MASKS = tuple(PIECES[role] for role in ("mask", "smask", "gmask"))
 _MASK = re.compile("|".join(map(re.escape, MASKS)))
 _ONE_POSITION = ("rotary_1d", "rotary_half")
 
@@ -85,18 +85,22 @@ class Prompts:
                 param="segments" if body.segments else "input",
             )
         self.checks.infill(body, len(options))
-        part_a, places = [self._special.enc], []
+        part_a, blanks, text = [self._special.enc], list[Blank](), ""
         for piece in pieces:
-            if isinstance(piece, int):
-                places.append(len(part_a))
-                part_a.append(self._mask_id(options[piece].type))
-            else:
-                part_a += self.encode(piece, "input")
+            if isinstance(piece, str):
+                part_a += self.encode(text, "input")
+                text = piece
+                continue
+            sampling = self._sampling_of(body, options[piece])
+            # What a grammar allows begins with no space.
+            is_free = sampling.constraint is None or bool(sampling.choices)
+            text, is_behind = self._tokenizer.before_mask(text) if is_free else (text, False)
+            part_a += self.encode(text, "input")
+            text = ""
+            blanks.append(self.blank(sampling, len(part_a), body.seed, behind_space=is_behind))
+            part_a.append(self._tokenizer.mask_id(options[piece].type))
+        part_a += self.encode(text, "input")
         self.checks.length(len(part_a), "input")
-        blanks = [
-            self._blank_of(body, option, place)
-            for option, place in zip(options, places, strict=True)
-        ]
         order = _order(body, len(blanks))
         request = Request(
             new_id(),
@@ -125,20 +129,25 @@ class Prompts:
     ) -> ScoreRequest:
         """Each label as an option at the mask of a template, in which only the values vary."""
         self.checks.count(param, len(labels), self.limits.max_options)
-        part_a, place = [self._special.enc], None
+        part_a, place, is_behind = [self._special.enc], None, False
         slots = "|".join(re.escape(f"{{{name}}}") for name in values)
         # The values themselves are never searched for masks or slots.
-        for piece in re.split(rf"({slots}|\[MASK\])", template):
-            if piece == "[MASK]" and place is None:
+        *pieces, rest = re.split(rf"({slots}|\[MASK\])", template)
+        for text, slot in zip(pieces[::2], pieces[1::2], strict=True):
+            if slot == "[MASK]" and place is None:
+                before, is_behind = self._tokenizer.before_mask(text)
+                part_a += self.encode(before, "input")
                 place = len(part_a)
                 part_a.append(self._special.mask)
             else:
-                part_a += self.encode(values.get(piece[1:-1], piece), "input")
+                part_a += self.encode(text, "input")
+                part_a += self.encode(values.get(slot[1:-1], slot), "input")
+        part_a += self.encode(rest, "input")
         if place is None or any(f"{{{name}}}" not in template for name in values):
             wanted = ", ".join(f"{{{name}}}" for name in values)
             raise ApiError(400, f"template: has to hold {wanted} and [MASK]", param="template")
         self.checks.length(len(part_a), "input")
-        options = [self.encode(label, param) for label in labels]
+        options = [self.encode(f" {label}" if is_behind else label, param) for label in labels]
         return ScoreRequest(new_id(), part_a, place, options)
 
     def texts(
@@ -171,11 +180,23 @@ class Prompts:
         return self._tokenizer.encode(text).tolist()
 
     def blank(
-        self, sampling: SamplingSettings, place: int, seed: int | None, start: int | None = None
+        self,
+        sampling: SamplingSettings,
+        place: int,
+        seed: int | None,
+        start: int | None = None,
+        *,
+        behind_space: bool = False,
     ) -> Blank:
-        """A blank, drawn by the client's seed, or by one of its own."""
+        """A blank, drawn by the client's seed, or by one of its own.
+
+        Where the space before it is left to its answer, so it is to each of its choices.
+        """
         drawn = uuid4().int >> 65 if seed is None else seed % (1 << 63)
-        return Blank(place, sampling.model_copy(update={"seed": drawn}), start)
+        changes: dict[str, Any] = {"seed": drawn}
+        if behind_space:
+            changes["choices"] = tuple(f" {choice}" for choice in sampling.choices)
+        return Blank(place, sampling.model_copy(update=changes), start, behind_space)
 
     def room(self, num_tokens: int, place: int) -> int:
         """The longest answer at a place of a prompt; at least 1."""
@@ -183,10 +204,11 @@ class Prompts:
 
     def _completion(self, body: CompletionRequest, text: Text) -> Completion:
         special, ids = self._special, text.tokens
-        part_a = [special.enc, *ids, special.gmask]
+        part_a, is_behind = [special.enc, *ids, special.gmask], False
         place = len(part_a) - 1
         if body.suffix:
-            place = len(ids) + 1
+            is_behind = self._leaves_space(ids) and not body.constraint.keys() - {"choices"}
+            place -= is_behind
             part_a = [*part_a[:place], special.mask, *self.encode(body.suffix, "suffix")]
         self.checks.length(len(part_a), "prompt")
         wanted = body.max_tokens
@@ -200,12 +222,20 @@ class Prompts:
             num_logprobs = body.logprobs
             if num_samples > body.num_samples and num_logprobs is None:
                 num_logprobs = 0
-            blanks = [self.blank(body.sampling(wanted, num_logprobs), place, body.seed)]
-            request = Request(new_id(), part_a, blanks, num_samples, beams=beams)
+            sampling = body.sampling(wanted, num_logprobs)
+            blank = self.blank(sampling, place, body.seed, behind_space=is_behind)
+            request = Request(new_id(), part_a, [blank], num_samples, beams=beams)
         scoring = None
         if body.echo and body.logprobs is not None and ids:
             scoring = self._scoring(ids, max(1, body.logprobs))
         return Completion(text, request, scoring)
+
+    def _leaves_space(self, ids: Sequence[int]) -> bool:
+        """Whether the last token is a space and nothing else."""
+        return bool(ids) and self._tokenizer.before_mask(self._tokenizer.decode(ids[-1:])) == (
+            "",
+            True,
+        )
 
     def _scoring(self, ids: list[int], num_logprobs: int) -> ScoreRequest:
         """A prompt as an answer, from its first token on."""
@@ -248,7 +278,7 @@ class Prompts:
             start = found.end()
         yield text[start:]
 
-    def _blank_of(self, body: InfillRequest, options: BlankOptions, place: int) -> Blank:
+    def _sampling_of(self, body: InfillRequest, options: BlankOptions) -> SamplingSettings:
         changes: dict[str, object] = {}
         if options.stop is not None:
             stop = (options.stop,) if isinstance(options.stop, str) else tuple(options.stop)
@@ -262,7 +292,7 @@ class Prompts:
         given = {"regex": options.regex, "grammar": options.grammar}
         changes |= {name: value for name, value in given.items() if value is not None}
         longest = options.max_tokens or body.max_tokens
-        return self.blank(body.sampling(longest, body.logprobs, **changes), place, body.seed)
+        return body.sampling(longest, body.logprobs, **changes)
 
     def _text(self, given: object, param: str) -> Text:
         if isinstance(given, str):
@@ -281,10 +311,6 @@ class Prompts:
                 param=param,
             )
         return Text(given, self._tokenizer.decode(np.array(given), keep_special=True))
-
-    def _mask_id(self, mask: str) -> int:
-        role = ("mask", "smask", "gmask")[MASKS.index(mask)]
-        return getattr(self._special, role)
 
 
 def new_id() -> str:

@@ -156,7 +156,10 @@ class Classification(Task[ClassificationSettings]):
             shares = example.fields.get(SHARES)
             labels = np.array([gold] if shares is None else [shares])
             return [TaskSample(labelled_sample(text, [place], labels), Compared(0, gold=gold))]
-        return [self._cloze(prompt, gold, gold) for prompt in self._prompts(example)]
+        return [
+            self._cloze(prompt, words[gold], gold, gold)
+            for prompt, words in zip(self._prompts(example), self._words, strict=True)
+        ]
 
     def dev_samples(self, example: Example) -> list[TaskSample]:
         """By cloze one sample for each pattern and label."""
@@ -164,9 +167,9 @@ class Classification(Task[ClassificationSettings]):
             return self.training_samples(example)
         gold = self._gold(example)
         return [
-            self._cloze(prompt, option, gold)
-            for prompt in self._prompts(example)
-            for option in range(len(self.labels))
+            self._cloze(prompt, word, option, gold)
+            for prompt, words in zip(self._prompts(example), self._words, strict=True)
+            for option, word in enumerate(words)
         ]
 
     def questions(self, example: Example) -> list[Question]:
@@ -174,19 +177,20 @@ class Classification(Task[ClassificationSettings]):
         if self.settings.method == "head":
             text = whole_text(example, self.binding)
             return [Question(text, (pooled_place(text, self.binding),))]
-        options = tuple(self._word(option) for option in range(len(self.labels)))
         special = self.tokenizer.special
         return [
-            Question(prompt, (int(mask_places(prompt, special)[0]),), options)
-            for prompt in self._prompts(example)
+            Question(prompt, (int(mask_places(prompt, special)[0]),), words)
+            for prompt, words in zip(self._prompts(example), self._words, strict=True)
         ]
 
     def answer(self, example: Example, replies: Sequence[Reply]) -> Answer:
         """The label whose scores, added over the patterns, are highest."""
-        scores = sum(reply.scores[0] for reply in replies)
-        if self.settings.method == "cloze" and self.settings.length_penalty:
-            lengths = [len(self._word(option)) + 1 for option in range(len(self.labels))]
-            scores = scores / np.array(lengths) ** self.settings.length_penalty
+        found = [reply.scores[0] for reply in replies]
+        if self.settings.method == "cloze":
+            lengths = [np.array([len(word) + 1 for word in words]) for words in self._words]
+            power = self.settings.length_penalty
+            found = [one / size**power for one, size in zip(found, lengths, strict=True)]
+        scores = sum(found)
         shares = np.exp((scores - np.max(scores)) / self.settings.temperature)
         shares = shares / shares.sum()
         return Answer(self.labels[int(np.argmax(scores))], tuple(map(float, shares)))
@@ -209,17 +213,23 @@ class Classification(Task[ClassificationSettings]):
         label = example.text("label")
         return self.labels.index(label) if label in self.labels else -1
 
-    def _word(self, option: int) -> np.ndarray:
-        return self.tokenizer.encode(self.settings.verbalizers[self.labels[option]])
+    @cached_property
+    def _words(self) -> list[tuple[np.ndarray, ...]]:
+        """For each pattern the words of all labels, as they stand at its mask."""
+        words = [self.settings.verbalizers[label] for label in self.labels]
+        return [
+            tuple(Template(pattern).encode_answer(word, self.tokenizer) for word in words)
+            for pattern in self.settings.patterns
+        ]
 
-    def _cloze(self, prompt: np.ndarray, option: int, gold: int) -> TaskSample:
-        sample = supervised_sample(prompt, self._word(option), self.binding.infill)
+    def _cloze(self, prompt: np.ndarray, word: np.ndarray, option: int, gold: int) -> TaskSample:
+        sample = supervised_sample(prompt, word, self.binding.infill)
         return TaskSample(sample, Compared(0, option, gold))
 
     @cached_property
     def _room(self) -> int:
         """Tokens of a prompt, so that the longest word still has its place."""
-        longest = max(len(self._word(option)) for option in range(len(self.labels))) + 1
+        longest = max(len(word) for words in self._words for word in words) + 1
         return self.binding.max_tokens - longest
 
     def _prompts(self, example: Example) -> list[np.ndarray]:

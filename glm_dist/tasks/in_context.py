@@ -12,8 +12,9 @@ import numpy as np
 from glm_dist.tasks.classification import Classification, ClassificationSettings
 from glm_dist.tasks.examples import Example
 from glm_dist.tasks.task import Binding
-from glm_dist.tasks.template import MASKS, Template
+from glm_dist.tasks.template import Template
 from glm_dist.tasks.whole_text import TEXTS
+from glm_dist.tokenizer import MASKS
 
 BETWEEN = "\n"
 """Stands behind every worked example."""

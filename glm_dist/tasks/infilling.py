@@ -18,7 +18,7 @@ from glm_dist.objective import filled_sample, mask_places
 from glm_dist.tasks.examples import Example
 from glm_dist.tasks.settings import DecodingSettings, TaskSettings
 from glm_dist.tasks.task import Answer, Question, Reply, Task, TaskSample
-from glm_dist.tasks.template import MASKS
+from glm_dist.tokenizer import MASKS, Masked
 
 BLANK = "[MASK]"
 _UNIT = re.compile(r"[\u3400-\u9fff]|[^\W\u3400-\u9fff]+")
@@ -60,19 +60,23 @@ class Infilling(Task[InfillingSettings]):
     def training_samples(self, example: Example) -> list[TaskSample]:
         """All blanks in one sample."""
         text, answers = self._blanked(example)
-        encoded = [self.tokenizer.encode(answer) for answer in answers]
+        masked = self.tokenizer.encode_masked(text)
+        encoded = [
+            self.tokenizer.encode_answer(answer, is_behind)
+            for answer, is_behind in zip(answers, masked.behind_space, strict=True)
+        ]
         room = self.binding.max_tokens - sum(len(answer) + 1 for answer in encoded)
-        prompt, places = self._prompt(text, room, example.place)
+        prompt, places = self._prompt(masked, room, example.place)
         sample = filled_sample(prompt, places, encoded[: len(places)], self.binding.infill)
         return [TaskSample(sample)]
 
     def questions(self, example: Example) -> list[Question]:
         """The text with its blanks."""
-        text, answers = self._blanked(example)
-        blanks = sum(text.count(mask) for mask in MASKS)
+        masked = self.tokenizer.encode_masked(self._blanked(example)[0])
+        blanks = len(masked.places)
         room = self.binding.max_tokens - blanks * (self.decoding.max_tokens + 1)
         room = max(room, self.binding.max_tokens // 2)
-        prompt, places = self._prompt(text, room, example.place)
+        prompt, places = self._prompt(masked, room, example.place)
         return [Question(prompt, tuple(places.tolist()))]
 
     def answer(self, example: Example, replies: Sequence[Reply]) -> Answer:
@@ -88,9 +92,9 @@ class Infilling(Task[InfillingSettings]):
         """The text with its blanks."""
         return self._blanked(example)[0]
 
-    def _prompt(self, text: str, room: int, place: str) -> tuple[np.ndarray, np.ndarray]:
+    def _prompt(self, masked: Masked, room: int, place: str) -> tuple[np.ndarray, np.ndarray]:
         """The text as far as there is room, and its blanks."""
-        tokens = self.tokenizer.encode_with_masks(text)[: max(0, room - 1)]
+        tokens = masked.tokens[: max(0, room - 1)]
         prompt = np.concatenate(([self.tokenizer.special.enc], tokens)).astype(np.int32)
         places = mask_places(prompt, self.tokenizer.special)
         if not len(places):

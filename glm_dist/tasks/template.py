@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from glm_dist.errors import DataError
-from glm_dist.tokenizer import Tokenizer
+from glm_dist.tokenizer import MASKS, Tokenizer
 
-MASKS = ("[MASK]", "[sMASK]", "[gMASK]")
 _HOLE = re.compile(r"\{(\w+)\}")
 
 
@@ -43,6 +42,11 @@ class Template:
             )
         return found
 
+    def encode_answer(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
+        """Token ids of what fills the mask, int32; a space that stands before it is theirs."""
+        (is_behind,) = tokenizer.encode_masked(self.text).behind_space
+        return tokenizer.encode_answer(text, is_behind)
+
     def render(
         self, values: Mapping[str, str], tokenizer: Tokenizer, max_tokens: int, place: str = ""
     ) -> np.ndarray:
@@ -54,7 +58,7 @@ class Template:
             DataError: when not even the template's own words fit.
         """
         parts = _HOLE.split(self.text)  # words and names by turns
-        words = [tokenizer.encode_with_masks(part) for part in parts[::2]]
+        words = [tokenizer.encode_masked(part).tokens for part in parts[::2]]
         filled = tokenizer.encode_batch([values[name] for name in parts[1::2]])
         room = max_tokens - 1 - sum(map(len, words))
         if room < len(filled):

@@ -70,7 +70,7 @@ class TextToText(Task[T]):
     def training_samples(self, example: Example) -> list[TaskSample]:
         """The prompt, and the first right answer in its place."""
         limit = self.binding.max_tokens
-        answer = self.tokenizer.encode(self.references(example)[0])
+        answer = self._template.encode_answer(self.references(example)[0], self.tokenizer)
         answer = answer[: int(limit * self.settings.max_answer_share) - 1]
         prompt = self._prompt(example, limit - len(answer) - 1)
         return [TaskSample(supervised_sample(prompt, answer, self.binding.infill))]
@@ -94,5 +94,8 @@ class TextToText(Task[T]):
         return " / ".join(filter(None, self.values(example).values()))
 
     def _prompt(self, example: Example, room: int) -> Any:
-        template = Template(self.settings.template)
-        return template.render(self.values(example), self.tokenizer, room, example.place)
+        return self._template.render(self.values(example), self.tokenizer, room, example.place)
+
+    @property
+    def _template(self) -> Template:
+        return Template(self.settings.template)

@@ -2,8 +2,10 @@
 
 from glm_dist.tokenizer.sentence_piece import (
     JSON_FILE,
+    MASKS,
     MODEL_FILE,
     PIECES,
+    Masked,
     SpecialTokenIds,
     Tokenizer,
     TokenizerSettings,
@@ -13,8 +15,10 @@ from glm_dist.tokenizer.sentence_piece import (
 
 __all__ = [
     "JSON_FILE",
+    "MASKS",
     "MODEL_FILE",
     "PIECES",
+    "Masked",
     "SpecialTokenIds",
     "Tokenizer",
     "TokenizerSettings",

@@ -72,6 +72,23 @@ PIECES = {
 """Role → piece, in the order of their ids."""
 
 
+MASKS = {PIECES[role]: role for role in ("mask", "smask", "gmask")}
+"""A mask as texts name it → its role."""
+_MASK = re.compile("(" + "|".join(map(re.escape, MASKS)) + ")")
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A text with masks as token ids."""
+
+    tokens: np.ndarray
+    """int32."""
+    places: np.ndarray
+    """Indices of the masks, ascending."""
+    behind_space: tuple[bool, ...]
+    """Whether what fills a mask begins with a space that the text has before it."""
+
+
 class TokenizerSettings(Settings):
     """How a tokenizer is trained."""
 
@@ -192,21 +209,40 @@ class Tokenizer:
         encoded = self._processor.encode(list(texts), out_type=int, num_threads=1)
         return [np.array(ids, dtype=np.int32) for ids in encoded]
 
-    def encode_with_masks(self, text: str) -> np.ndarray:
-        """Token ids of a text in which `[MASK]`, `[sMASK]` and `[gMASK]` mean the mask tokens."""
-        parts: list[np.ndarray] = []
-        rest = text
-        while rest:
-            place, role = min(
-                ((rest.find(PIECES[role]), role) for role in ("mask", "smask", "gmask")),
-                key=lambda found: found[0] if found[0] >= 0 else len(rest),
-            )
-            if place < 0:
-                break
-            mask = getattr(self.special, role)
-            parts += [self.encode(rest[:place]), np.array([mask], dtype=np.int32)]
-            rest = rest[place + len(PIECES[role]) :]
-        return np.concatenate([*parts, self.encode(rest)])
+    def encode_masked(self, text: str) -> Masked:
+        """A text in which `[MASK]`, `[sMASK]` and `[gMASK]` mean the mask tokens."""
+        *pieces, rest = _MASK.split(text)  # texts and masks by turns
+        parts, places, behind = list[np.ndarray](), list[int](), list[bool]()
+        for before, mask in zip(pieces[::2], pieces[1::2], strict=True):
+            before, is_behind = self.before_mask(before)
+            parts += [self.encode(before), np.array([self.mask_id(mask)], np.int32)]
+            places.append(sum(map(len, parts)) - 1)
+            behind.append(is_behind)
+        tokens = np.concatenate([*parts, self.encode(rest)])
+        return Masked(tokens, np.array(places, np.int64), tuple(behind))
+
+    def before_mask(self, text: str) -> tuple[str, bool]:
+        """The text before a mask without a space at its end, and whether there was one.
+
+        A piece begins with its space, and pretraining cuts whole pieces: a space before a mask
+        belongs to what fills it.
+        """
+        is_behind = text.endswith(" ") and self._spaces_begin_words
+        return (text[:-1] if is_behind else text), is_behind
+
+    def encode_answer(self, text: str, behind_space: bool) -> np.ndarray:
+        """Token ids, int32, of what fills a mask."""
+        return self.encode(f" {text}" if behind_space else text)
+
+    def mask_id(self, mask: str) -> int:
+        """Id of a mask by its name in a text."""
+        return getattr(self.special, MASKS[mask])
+
+    @cached_property
+    def _spaces_begin_words(self) -> bool:
+        """Whether a word behind a space is another piece than one at a text's beginning."""
+        behind, first = (self.token_bytes(int(self.encode(word)[0])) for word in (" a", "a"))
+        return behind[:1] == b" " != first[:1]
 
     def decode(self, tokens: Sequence[int] | np.ndarray, *, keep_special: bool = False) -> str:
         """The text; roles are left out, or shown by name."""

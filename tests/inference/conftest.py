@@ -60,7 +60,7 @@ def make_request(tokenizer):
     special = tokenizer.special
 
     def make(text, request_id="a", sampling=None, **changes):
-        tokens = [special.enc, *tokenizer.encode_with_masks(text).tolist()]
+        tokens = [special.enc, *tokenizer.encode_masked(text).tokens.tolist()]
         masks = (special.mask, special.smask, special.gmask)
         if not set(tokens) & set(masks):
             tokens.append(special.gmask)

@@ -60,3 +60,10 @@ def test_text_is_held_back_only_while_it_may_begin_a_stop_string(texts, tokenize
     given = [stream.push(int(token)) for token in tokenizer.encode("xaba")]
     assert "".join(given) == "x"
     assert stream.finish() == "aba"
+
+
+def test_the_space_that_stands_before_a_blank_already_is_left_out_once(texts, tokenizer):
+    for text, expected in ((" a  b", "a  b"), ("  a", " a"), ("ab", "ab"), (" ", "")):
+        stream = TextStream(texts, ["zz"], behind_space=True)
+        pieces = [stream.push(int(token)) for token in tokenizer.encode(text)]
+        assert "".join([*pieces, stream.finish()]) == expected

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from glm_dist.inference import GenerationSettings, Generator
+from glm_dist.inference import Engine, GenerationSettings, Generator, ScoreRequest
 
 SAY = [{"role": "user", "content": "The list?"}]
 GREEDY = {"temperature": 0, "max_tokens": 10}
@@ -125,3 +125,25 @@ def test_tokens_and_back(server, text):
     found = post(server, "/tokenize", prompt=text).json()
     assert found["count"] == len(found["tokens"])
     assert post(server, "/detokenize", tokens=found["tokens"]).json() == {"prompt": text}
+
+
+@pytest.mark.parametrize("options", [{"choices": ["red", "green"]}, {"regex": "red|green"}])
+def test_a_form_holds_behind_a_space_too(server, options):
+    body = {"input": "The light is [MASK].", "blanks": [options], "temperature": 0}
+    [choice] = post(server, "/v1/infill", **body).json()["choices"]
+    [blank] = choice["blanks"]
+    assert blank["text"] in ("red", "green")
+    assert choice["text"] == f"The light is {blank['text']}."
+
+
+def test_labels_at_a_mask_are_compared_as_the_words_of_a_sentence(server, model, tokenizer):
+    body = {"input": "good film", "labels": ["bad", "great"], "template": "{input} was [MASK]"}
+    reply = post(server, "/v1/classify", **body).json()
+    before = [tokenizer.special.enc, *tokenizer.encode("good film was").tolist()]
+    options = [tokenizer.encode(f" {label}").tolist() for label in body["labels"]]
+    request = ScoreRequest("", [*before, tokenizer.special.mask], len(before), options)
+    [scores] = Engine(model, tokenizer).generate([request])
+    totals = np.array([option.total for option in scores.options])
+    shares = np.exp(totals) / np.exp(totals).sum()
+    found = reply["data"][0]["probs"]
+    assert [found[label] for label in body["labels"]] == pytest.approx(shares.tolist(), abs=1e-6)

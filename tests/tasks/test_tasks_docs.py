@@ -48,5 +48,5 @@ def test_the_task_of_one_file_learns_and_asks(tokenizer):
     example = Example({"source": "one man and his dog", "target": "man dog"}, "line 1")
     (sample,) = (one.sample for one in task.training_samples(example))
     (question,) = task.questions(example)
-    assert task.tokenizer.decode(sample.targets[sample.loss_mask > 0]) == "man dog"
-    assert task.tokenizer.decode(question.tokens) == "one man and his dog\nKeywords: "
+    assert task.tokenizer.decode(sample.targets[sample.loss_mask > 0]) == " man dog"
+    assert task.tokenizer.decode(question.tokens) == "one man and his dog\nKeywords:"

@@ -37,14 +37,29 @@ def test_text_survives_and_never_becomes_a_special_token(tokenizer, text):
 
 
 def test_masks_are_tokens_only_where_asked_for(tokenizer):
-    tokens = tokenizer.encode_with_masks("a [MASK] b [gMASK]")
+    tokens = tokenizer.encode_masked("a[MASK] b[gMASK]").tokens
     special = tokenizer.special
     assert [token for token in tokens if token in tokenizer.special_ids] == [
         special.mask,
         special.gmask,
     ]
-    assert tokenizer.decode(tokens, keep_special=True) == "a [MASK] b [gMASK]"
-    assert tokenizer.decode(tokens) == "a  b "
+    assert tokenizer.decode(tokens, keep_special=True) == "a[MASK] b[gMASK]"
+    assert tokenizer.decode(tokens) == "a b"
+
+
+def test_a_space_before_a_mask_belongs_to_what_fills_it(tokenizer):
+    text = "It was [MASK]. And[MASK], [gMASK]"
+    masked = tokenizer.encode_masked(text)
+    assert masked.behind_space == (True, False, True)
+    shown = tokenizer.decode(masked.tokens, keep_special=True)
+    assert shown == "It was[MASK]. And[MASK],[gMASK]"
+    special = tokenizer.special
+    assert masked.tokens[masked.places].tolist() == [special.mask, special.mask, special.gmask]
+    # Context and answer are the pieces of the whole sentence, as pretraining cuts them.
+    filled = tokenizer.encode_answer("great", behind_space=True)
+    assert [*masked.tokens[: masked.places[0]], *filled] == tokenizer.encode(
+        "It was great"
+    ).tolist()
 
 
 def test_roles_have_distinct_ids_and_bytes_add_up(tokenizer):
