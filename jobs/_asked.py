@@ -99,7 +99,7 @@ def asked_of(
 def _carried(
     settings: EvaluateSettings, folder: Path, model: "GLM", tokenizer: "Tokenizer"
 ) -> Asked:
-    from glm_dist.engine.export import model_folder
+    from glm_dist.engine.folders import model_folder
     from glm_dist.tasks import load_task
 
     task = load_task(model_folder(folder), tokenizer, pools_first=model.settings.pools_first)

@@ -8,11 +8,12 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from pydantic_core import PydanticUndefined
 
-from glm_dist.config import Settings, iter_fields, load_config
+from glm_dist.config import Settings, iter_fields, load_config, output_path
 from glm_dist.errors import ConfigError, GlmDistError
 
 S = TypeVar("S", bound=Settings)
@@ -68,6 +69,16 @@ def quiet() -> None:
     logging.getLogger("glm_dist").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def model_path(given: str) -> Path:
+    """The folder of a model that a user names; of a checkpoint one is made."""
+    folder = output_path(given)
+    if not (folder.name.startswith("checkpoint-") and (folder / "manifest.json").exists()):
+        return folder
+    from glm_dist.train.unpack import unpack
+
+    return unpack(folder)
 
 
 def report(error: ConfigError) -> int:

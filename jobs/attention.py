@@ -8,7 +8,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from _job import run_job
+from _job import model_path, run_job
 from pydantic import Field
 
 from glm_dist.config import Settings, output_path
@@ -43,7 +43,7 @@ def main(settings: AttentionSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.evaluate.attention_picture import draw_attention
     from glm_dist.inference import load_model
 
-    model, tokenizer = load_model(output_path(settings.model))
+    model, tokenizer = load_model(model_path(settings.model))
     sample = sample_of(settings, tokenizer, model.settings.max_position_embeddings)
     num_layers = model.settings.num_layers
     if settings.layer > num_layers:

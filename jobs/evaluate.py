@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _asked import Asked, EvaluateSettings, asked_of
-from _job import run_job
+from _job import model_path, run_job
 from finetune import print_scores
 
 from glm_dist.config import output_path
@@ -31,7 +31,7 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.metrics.provenance import provenance
     from glm_dist.tasks.dataset import check_examples
 
-    folder = output_path(settings.model)
+    folder = model_path(settings.model)
     base = None if settings.base is None else output_path(settings.base)
     model, tokenizer = load_model(folder, base)
     asked = asked_of(settings, folder, model, tokenizer)

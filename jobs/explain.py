@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from _job import run_job
+from _job import model_path, run_job
 from pretrain import format_seconds
 from pydantic import Field, model_validator
 
@@ -61,7 +61,7 @@ class ExplainSettings(Settings):
 
 def main(settings: ExplainSettings, arguments: argparse.Namespace) -> int:
     """Classify, explain, print what counts most, write JSON and pictures."""
-    from glm_dist.engine.export import model_folder
+    from glm_dist.engine.folders import model_folder
     from glm_dist.evaluate.answers import Answerer
     from glm_dist.evaluate.explain import explain
     from glm_dist.evaluate.explain_picture import draw_explanation
@@ -69,7 +69,7 @@ def main(settings: ExplainSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.tasks import load_task
     from glm_dist.tasks.dataset import check_examples
 
-    folder = output_path(settings.model)
+    folder = model_path(settings.model)
     model, tokenizer = load_model(folder)
     task = load_task(model_folder(folder), tokenizer, pools_first=model.settings.pools_first)
     if task is None:

@@ -8,7 +8,7 @@ python jobs/export.py --model runs/tuned --output exports/tuned --adapter
 import argparse
 import sys
 
-from _job import quiet
+from _job import model_path, quiet
 
 from glm_dist.config import output_path
 from glm_dist.errors import GlmDistError
@@ -33,7 +33,8 @@ def main() -> int:
     import torch
 
     from glm_dist.engine.adapter_export import export_adapter
-    from glm_dist.engine.export import export_model, model_folder
+    from glm_dist.engine.export import export_model
+    from glm_dist.engine.folders import model_folder
     from glm_dist.model.head_config import auto_class
 
     dtype = getattr(torch, arguments.dtype) if arguments.dtype else None
@@ -41,11 +42,11 @@ def main() -> int:
     base = output_path(arguments.base) if arguments.base else None
     try:
         if arguments.adapter:
-            export_adapter(model_folder(output_path(arguments.model)), output)
+            export_adapter(model_folder(model_path(arguments.model)), output)
             print(f"exported     {output}")
             print(f'next         peft.PeftModel.from_pretrained(exported_base, "{output}")')
             return 0
-        config = export_model(output_path(arguments.model), output, dtype, base)
+        config = export_model(model_path(arguments.model), output, dtype, base)
     except GlmDistError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

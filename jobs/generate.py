@@ -7,7 +7,7 @@ python jobs/generate.py --model RUN "Return the number of" "The [MASK] of a list
 import argparse
 import sys
 
-from _job import quiet
+from _job import model_path, quiet
 from pydantic import ValidationError
 
 from glm_dist.config import output_path
@@ -40,7 +40,7 @@ def main() -> int:
             seed=arguments.seed,
         )
         base = output_path(arguments.base) if arguments.base else None
-        model, tokenizer = load_model(output_path(arguments.model), base)
+        model, tokenizer = load_model(model_path(arguments.model), base)
         for generation in Generator(model, tokenizer).generate(arguments.texts, settings):
             print(f"{generation.prompt}\n  → {generation.text}\n")
     except ValidationError as error:

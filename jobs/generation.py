@@ -41,7 +41,7 @@ def main(settings: GenerationJobSettings, arguments: argparse.Namespace) -> int:
     """Predict, write, and put the figures into the table of tasks."""
     from glm_dist.data.shards import TokenDataset
     from glm_dist.engine.adapters import hash_model
-    from glm_dist.engine.export import model_folder
+    from glm_dist.engine.folders import model_folder
     from glm_dist.evaluate.generation import (
         REAL_TEXT,
         continue_all,

@@ -9,7 +9,7 @@ import argparse
 import json
 import sys
 
-from _job import run_job
+from _job import model_path, run_job
 from pydantic import Field
 
 from glm_dist.config import Settings, output_path
@@ -43,7 +43,7 @@ def main(settings: HarnessSettings, _: argparse.Namespace) -> int:
     from glm_dist.inference import load_model
     from glm_dist.metrics.provenance import provenance
 
-    folder = output_path(settings.model)
+    folder = model_path(settings.model)
     manager = TaskManager(include_path=settings.include)
     unknown = [name for name in settings.tasks if name not in manager.all_tasks]
     if unknown:

@@ -9,7 +9,7 @@ import json
 import sys
 from typing import TYPE_CHECKING, Any
 
-from _job import run_job
+from _job import model_path, run_job
 from pydantic import Field
 
 from glm_dist.config import Settings, output_path
@@ -88,7 +88,7 @@ def open_models(dataset: "TokenDataset", settings: PerplexitySettings) -> dict[s
 
     models, problems = {}, []
     for name in settings.models:
-        models[name], tokenizer = load_model(output_path(name))
+        models[name], tokenizer = load_model(model_path(name))
         if tokenizer.sha256 != dataset.tokenizer.sha256:
             problems.append(
                 f"models: {name} has another tokenizer than {dataset.folder}; prepare the text "

@@ -8,7 +8,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _job import run_job
+from _job import model_path, run_job
 from pydantic import Field
 from results import print_entry
 
@@ -36,14 +36,14 @@ class RetrievalSettings(Settings):
 def main(settings: RetrievalSettings, arguments: argparse.Namespace) -> int:
     """Embed, look for the nearest, and put the figures into the table of tasks."""
     from glm_dist.engine.adapters import hash_model
-    from glm_dist.engine.export import model_folder
+    from glm_dist.engine.folders import model_folder
     from glm_dist.evaluate.results import OURS, SCRATCH, entry_of_scores, publish_entry
     from glm_dist.evaluate.retrieval import embed, retrieval_scores
     from glm_dist.inference import load_model
     from glm_dist.metrics.provenance import provenance
     from glm_dist.model import build_model
 
-    origin, folder = provenance(), output_path(settings.model)
+    origin, folder = provenance(), model_path(settings.model)
     model, tokenizer = load_model(folder)
     longest = model.settings.max_position_embeddings
     if settings.max_tokens > longest:

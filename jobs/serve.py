@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 from _driver import as_driver
-from _job import run_job
+from _job import model_path, run_job
 from _ray import connect, found_address, is_reachable
 
 from glm_dist.config import home, output_path
@@ -35,6 +35,7 @@ STEADY_SECONDS = 300
 
 def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM."""
+    settings = with_models(settings)
     if arguments.write_config:
         return write_config(settings, Path(arguments.write_config))
     if arguments.without_ray:
@@ -78,6 +79,16 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     # gone (404), only to ask again (503).
     ray.shutdown()
     return 0
+
+
+def with_models(settings: ServeSettings) -> ServeSettings:
+    """The same with the folder of a model for each checkpoint that is named."""
+
+    def found(hosted: HostedModel) -> dict[str, str]:
+        return {"model": str(model_path(hosted.model))}
+
+    models = tuple(each.model_copy(update=found(each)) for each in settings.models)
+    return settings.model_copy(update={**found(settings), "models": models})
 
 
 def wait(asked: threading.Event, head: str | None) -> None:

@@ -16,6 +16,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from glm_dist.engine.folders import CONFIG, Weights, open_weight_folder
 from glm_dist.engine.storage import hash_file
 from glm_dist.errors import ModelError
 from glm_dist.model.huggingface import our_shapes
@@ -25,7 +26,6 @@ from glm_dist.model.tuning import HEAD, PREFIX
 from glm_dist.model.tuning_settings import TuningSettings
 from glm_dist.model.weight_files import WeightFolder, check_shapes, write_folder
 
-CONFIG = "config.json"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
 PROMPT = "prompt_embeddings"
@@ -245,7 +245,7 @@ def hash_model(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def open_weights(folder: Path, base: Path | None = None) -> WeightFolder | MergedWeights:
+def open_weights(folder: Path, base: Path | None = None) -> Weights | MergedWeights:
     """The weights of a finished model, which may be an adapter beside another one.
 
     Raises:
@@ -253,10 +253,10 @@ def open_weights(folder: Path, base: Path | None = None) -> WeightFolder | Merge
     """
     if (folder / ADAPTER_CONFIG).exists():
         return MergedWeights(AdapterFolder(folder), base)
-    return WeightFolder(folder)
+    return open_weight_folder(folder)
 
 
-def open_whole(folder: Path, base: Path | None = None) -> WeightFolder | MergedWeights:
+def open_whole(folder: Path, base: Path | None = None) -> Weights | MergedWeights:
     """The same, where the model is its own parameters alone.
 
     Raises:

@@ -1,37 +1,32 @@
 """Finished models to and from Hugging Face folders, one tensor in memory at a time."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 
 from glm_dist.engine.adapters import open_whole
+from glm_dist.engine.folders import CONFIG, model_folder, open_weight_folder, read_model_config
 from glm_dist.errors import ModelError
-from glm_dist.model import ModelSettings, chatglm, load_reference_weights
+from glm_dist.model import ModelSettings, load_reference_weights
 from glm_dist.model.head_config import class_suffix
 from glm_dist.model.huggingface import (
     FAMILIES,
     PREFIX_FILE,
     config_from_settings,
-    from_huggingface,
     our_shapes,
     prefix_config,
-    prefix_settings,
     prefix_source,
-    settings_from_config,
     to_huggingface,
     without_padding,
 )
 from glm_dist.model.reference_files import find_reference_files, read_reference_files
-from glm_dist.model.weight_files import WeightFolder, write_folder
+from glm_dist.model.weight_files import write_folder
 from glm_dist.tasks import TASK_FILE
 from glm_dist.tokenizer import JSON_FILE, MODEL_FILE, Tokenizer, find_tokenizer
 
-CONFIG = "config.json"
 COMPANIONS = (MODEL_FILE, JSON_FILE, "tokenizer_config.json", "chat_template.jinja", TASK_FILE)
 """What stands beside a model: its tokenizer, and the task it was tuned for."""
 
@@ -88,20 +83,11 @@ def import_model(source: Path, output: Path) -> ModelSettings:
         config = {CONFIG: _own_config(model.settings, source)}
         write_folder(output, iter(model.state_dict().items()), config)
         return model.settings
-    config = _read_config(source)
-    weights = WeightFolder(source)
-    if config.get("model_type") == "glm_prefix":
-        settings = prefix_settings(config)
-        shapes = our_shapes(settings)
-        weights.check(shapes)
-        stream: Iterator[tuple[str, Tensor]] = ((name, weights[name]) for name in shapes)
-    elif config.get("model_type") == chatglm.MODEL_TYPE:
-        settings = chatglm.settings_from_config(config)
-        stream = chatglm.from_chatglm(weights, our_shapes(settings))
-    else:
-        settings = settings_from_config(config)
-        stream = from_huggingface(weights, settings)
+    settings, _ = read_model_config(source)
+    weights, shapes = open_weight_folder(source), our_shapes(settings)
+    weights.check(shapes)
     documents: dict[str, Any] = {CONFIG: _own_config(settings, source)}
+    stream = ((name, weights[name]) for name in shapes)
     write_folder(output, stream, documents | _companions(source))
     return settings
 
@@ -114,37 +100,6 @@ def _companions(folder: Path) -> dict[str, bytes]:
 
 def _own_config(settings: ModelSettings, source: Path) -> dict[str, Any]:
     return {"model": settings.model_dump(mode="json"), "name": source.name}
-
-
-def model_folder(path: Path) -> Path:
-    """The folder of a finished model: this one, or the one that a run left inside it."""
-    return path / "model" if (path / "model" / CONFIG).exists() else path
-
-
-def read_model_config(folder: Path) -> tuple[ModelSettings, str]:
-    """Settings and name of a model folder of ours.
-
-    Raises:
-        ModelError: when it is none.
-    """
-    config = _read_config(folder)
-    try:
-        return ModelSettings(**config["model"]), str(config.get("name", folder.name))
-    except (KeyError, TypeError, ValidationError) as error:
-        raise ModelError(
-            f"{folder / CONFIG}: describes no model of glm_dist ({error}); give the folder of a "
-            "run that has ended, or its model/"
-        ) from None
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{folder / CONFIG}: cannot be read ({error})") from None
-    if not isinstance(config, dict):
-        raise ModelError(f"{folder / CONFIG}: is no JSON object")
-    return config
 
 
 def _as_theirs(

@@ -1,26 +1,17 @@
 """A finished model folder, opened for inference."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from glm_dist.engine import load_weights
-from glm_dist.engine.adapters import (
-    ADAPTER_CONFIG,
-    AdapterFolder,
-    MergedWeights,
-    open_weights,
-)
-from glm_dist.engine.export import model_folder
-from glm_dist.errors import CheckpointError
+from glm_dist.engine.adapters import MergedWeights, open_weights
+from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.inference.adapters import open_adapters
 from glm_dist.inference.engine import Engine
 from glm_dist.inference.precision import check_memory, compute_dtype
 from glm_dist.inference.settings import EngineLimits
-from glm_dist.model import GLM, ModelSettings
+from glm_dist.model import GLM
 from glm_dist.model.prefix import PrefixEncoder
 from glm_dist.tokenizer import Tokenizer
 
@@ -46,13 +37,13 @@ def open_engine(
             them.
 
     Raises:
-        CheckpointError: when there is no finished model.
+        ModelError: when there is no finished model.
         ModelError: when it does not fit into memory, before any of it is read, or an adapter
             belongs to another model.
     """
     limits, device = limits or EngineLimits(), torch.device(device)
     folder, base = model_folder(Path(folder).expanduser()), None if base is None else Path(base)
-    settings = _read_settings(folder)
+    settings, _ = read_model_config(folder)
     stored = open_weights(folder, base)[FINAL_NORM].dtype
     check_memory(settings, limits, stored, device)
     beside = open_adapters(adapters or {}, folder)
@@ -64,12 +55,12 @@ def check_fits(folder: str | Path, limits: EngineLimits, device: torch.device | 
     """The bytes of an engine that would fit, by what its model's files say of themselves.
 
     Raises:
-        CheckpointError: when there is no finished model.
+        ModelError: when there is no finished model.
         ModelError: when it does not fit.
     """
     folder = model_folder(Path(folder).expanduser())
     stored = open_weights(folder, None)[FINAL_NORM].dtype
-    return check_memory(_read_settings(folder), limits, stored, torch.device(device))
+    return check_memory(read_model_config(folder)[0], limits, stored, torch.device(device))
 
 
 def load_model(folder: str | Path, base: str | Path | None = None) -> tuple[GLM, Tokenizer]:
@@ -79,7 +70,7 @@ def load_model(folder: str | Path, base: str | Path | None = None) -> tuple[GLM,
     where it was.
 
     Raises:
-        CheckpointError: when there is no finished model.
+        ModelError: when there is no finished model.
     """
     folder = model_folder(Path(folder).expanduser())
     return read_model(folder, None if base is None else Path(base)), Tokenizer.load(folder)
@@ -89,39 +80,19 @@ def read_model(folder: Path, base: Path | None = None, dtype: torch.dtype = torc
     """The model of a model folder, which may have come without a tokenizer of ours.
 
     Raises:
-        CheckpointError: when there is no finished model.
+        ModelError: when there is no finished model.
         ModelError: when an adapter's base is gone or another one.
     """
-    settings = _read_settings(folder)
+    settings, _ = read_model_config(folder)
+    weights = open_weights(folder, base)
     with torch.device("meta"):
         model = GLM(settings)
-    if (folder / ADAPTER_CONFIG).exists():
-        _load_adapter(model, MergedWeights(AdapterFolder(folder), base), dtype)
-    else:
-        _assign(model, load_weights(folder), dtype)
-    return model.eval()
-
-
-def _read_settings(folder: Path) -> ModelSettings:
-    try:
-        config = json.loads((folder / "config.json").read_text())
-        return ModelSettings(**config["model"])
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"{folder}: holds no finished model ({error}); give the folder of a run that has "
-            "ended, or its model/"
-        ) from None
-
-
-def _load_adapter(model: GLM, merged: MergedWeights, dtype: torch.dtype) -> None:
-    _assign(model, {name: merged[name] for name in merged.shapes}, dtype)
-    prefix = merged.adapter.prefix
-    if prefix is not None:
-        model.prefix_encoder = PrefixEncoder(model.settings, len(prefix))
-        model.prefix_encoder.load_state_dict({"embedding.weight": prefix})
-
-
-def _assign(model: GLM, weights: Mapping[str, Tensor], dtype: torch.dtype) -> None:
-    """Make these the model's, which has no memory for its own yet."""
-    typed = {name: weight.to(dtype) for name, weight in weights.items()}
+    weights.check({name: tuple(weight.shape) for name, weight in model.state_dict().items()})
+    # They become the model's own, which has no memory for others yet.
+    typed = {name: weights[name].to(dtype) for name in weights.shapes}
     model.load_state_dict(typed, assign=True)
+    prefix = weights.adapter.prefix if isinstance(weights, MergedWeights) else None
+    if prefix is not None:
+        model.prefix_encoder = PrefixEncoder(settings, len(prefix))
+        model.prefix_encoder.load_state_dict({"embedding.weight": prefix})
+    return model.eval()

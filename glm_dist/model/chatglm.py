@@ -5,14 +5,12 @@ Such a `config.json` says `"model_type": "chatglm"` and has field and weight nam
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-from torch import Tensor
 
 from glm_dist.errors import ModelError
 from glm_dist.model.settings import ModelSettings
-from glm_dist.model.weight_files import WeightFolder
+from glm_dist.model.weight_files import RenamedWeights, WeightFolder
 
 MODEL_TYPE = "chatglm"
 ROTARY_BASE = 10_000.0
@@ -69,9 +67,7 @@ def settings_from_config(config: Mapping[str, Any]) -> ModelSettings:
     )
 
 
-def from_chatglm(
-    folder: WeightFolder, shapes: Mapping[str, tuple[int, ...]]
-) -> Iterator[tuple[str, Tensor]]:
+def renamed(folder: WeightFolder, shapes: dict[str, tuple[int, ...]]) -> RenamedWeights:
     """Their tensors under our names; `shapes` are those of our model's weights.
 
     Raises:
@@ -79,7 +75,7 @@ def from_chatglm(
     """
     ignored = {IGNORED: folder.shapes[IGNORED]} if IGNORED in folder.shapes else {}
     folder.check({_their_name(name): shape for name, shape in shapes.items()} | ignored)
-    return ((name, folder[_their_name(name)]) for name in shapes)
+    return RenamedWeights(folder, {name: [_their_name(name)] for name in shapes}, shapes)
 
 
 def _their_name(name: str) -> str:

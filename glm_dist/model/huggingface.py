@@ -15,7 +15,7 @@ from glm_dist.errors import ModelError
 from glm_dist.model.head_config import class_suffix, head_fields, read_head
 from glm_dist.model.settings import ModelSettings
 from glm_dist.model.transformer import GLM
-from glm_dist.model.weight_files import WeightFolder
+from glm_dist.model.weight_files import RenamedWeights, WeightFolder
 
 FAMILIES = {"glm": "Glm", "glm4": "Glm4"}
 """How the names of transformers' classes begin, by `model_type`."""
@@ -162,6 +162,8 @@ def config_from_settings(
 
 
 PREFIX_FILE = "modeling_glm_prefix.py"
+PREFIX_TYPE = "glm_prefix"
+"""`model_type` of what that file computes."""
 _PREFIX_FIELDS = (
     "num_layers",
     "hidden_size",
@@ -193,7 +195,7 @@ def prefix_config(
     pooling = "first" if settings.pools_first else "last"
     return {
         "architectures": [name],
-        "model_type": "glm_prefix",
+        "model_type": PREFIX_TYPE,
         "auto_map": {
             "AutoConfig": f"{module}.GLMPrefixConfig",
             "AutoModel": f"{module}.{name}",
@@ -247,17 +249,15 @@ def to_huggingface(
         yield from zip(theirs, tensor.split(rows), strict=True)
 
 
-def from_huggingface(folder: WeightFolder, settings: ModelSettings) -> Iterator[tuple[str, Tensor]]:
-    """Their tensors under our names, one at a time; names and shapes are compared first.
+def renamed(folder: WeightFolder, settings: ModelSettings) -> RenamedWeights:
+    """Their tensors under our names.
 
     Raises:
         ModelError: naming each tensor that is missing, unknown or of another shape.
     """
     shapes = our_shapes(settings)
     folder.check(dict(_their_shapes(shapes, settings)))
-    for name in shapes:
-        parts = [folder[theirs] for theirs in their_names(name)]
-        yield name, parts[0] if len(parts) == 1 else torch.cat(parts)
+    return RenamedWeights(folder, {name: their_names(name) for name in shapes}, shapes)
 
 
 def our_shapes(settings: ModelSettings) -> dict[str, tuple[int, ...]]:

@@ -7,10 +7,11 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -97,6 +98,34 @@ class WeightFolder:
             )
         self._owners.update(dict.fromkeys(shapes, path))
         self.shapes.update(shapes)
+
+
+class RenamedWeights:
+    """The weights of a folder in another layout, looked at as a `WeightFolder` of ours.
+
+    Args:
+        source: the folder, already compared with what it should hold.
+        names: our name: theirs, whose rows stand one behind the other in ours.
+        shapes: of ours.
+    """
+
+    def __init__(
+        self,
+        source: WeightFolder,
+        names: Mapping[str, Sequence[str]],
+        shapes: dict[str, tuple[int, ...]],
+    ) -> None:
+        self.folder, self.shapes = source.folder, shapes
+        self._source, self._names = source, names
+
+    def __getitem__(self, name: str) -> Tensor:
+        """A tensor by our name."""
+        parts = [self._source[theirs] for theirs in self._names[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def check(self, expected: dict[str, tuple[int, ...]]) -> None:
+        """See `WeightFolder`."""
+        check_shapes(self.folder, self.shapes, expected)
 
 
 def check_shapes(

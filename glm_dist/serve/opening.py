@@ -16,7 +16,7 @@ import torch
 from glm_dist import inference
 from glm_dist.config import output_path
 from glm_dist.engine.adapters import AdapterFolder
-from glm_dist.engine.export import model_folder, read_model_config
+from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.errors import ConfigError, ModelError
 from glm_dist.inference.precision import GIB
 from glm_dist.metrics.memory import available_bytes

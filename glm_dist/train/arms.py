@@ -18,7 +18,7 @@ from pydantic import Field
 
 from glm_dist.config import Settings, output_path
 from glm_dist.engine.adapters import hash_model
-from glm_dist.engine.export import model_folder, read_model_config
+from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.errors import ConfigError, ModelError
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.baselines import ARMS, BaselineSettings, Tell, arms_of, choose

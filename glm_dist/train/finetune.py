@@ -12,7 +12,7 @@ from typing import Any
 from glm_dist.config import output_path
 from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
-from glm_dist.engine.export import model_folder, read_model_config
+from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.model import ModelSettings
 from glm_dist.tasks import TASKS, Binding, Task, build_task

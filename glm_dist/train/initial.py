@@ -11,7 +11,7 @@ from glm_dist.config import output_path
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import save_weights
 from glm_dist.engine.adapters import hash_model, open_whole, save_adapter
-from glm_dist.engine.export import CONFIG, model_folder, read_model_config
+from glm_dist.engine.folders import CONFIG, model_folder, read_model_config
 from glm_dist.errors import ModelError
 from glm_dist.model import GLM, ModelSettings, build_model
 from glm_dist.model.huggingface import our_shapes

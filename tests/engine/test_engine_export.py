@@ -13,7 +13,7 @@ import transformers
 from glm_dist.engine import save_weights
 from glm_dist.engine.export import export_model, import_model
 from glm_dist.errors import ModelError
-from glm_dist.inference import load_model
+from glm_dist.inference import Generator, load_model
 from glm_dist.model import ModelSettings, build_model
 from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 
@@ -48,6 +48,27 @@ def model(request, tmp_path, tokenizer):
     config = {"model": settings.model_dump(mode="json"), "name": request.param}
     (folder / "config.json").write_text(json.dumps(config))
     return folder
+
+
+def test_an_exported_model_is_opened_as_it_lies(model, tmp_path):
+    export_model(model, tmp_path / "export")
+    (before, tokenizer), (after, found) = load_model(model), load_model(tmp_path / "export")
+    assert found.sha256 == tokenizer.sha256
+    texts = ["The list [MASK] its items.", "Der Wert"]
+    expected, again = (Generator(each, tokenizer).generate(texts) for each in (before, after))
+    assert again == expected
+    export_model(tmp_path / "export", tmp_path / "twice")
+    names = [path.name for path in (tmp_path / "twice").glob("*.safetensors")]
+    for name in names:
+        assert (tmp_path / "twice" / name).read_bytes() == (tmp_path / "export" / name).read_bytes()
+
+
+def test_an_export_whose_weights_do_not_fit_is_refused_by_name(model, tmp_path):
+    config = export_model(model, tmp_path / "export")
+    field = "num_hidden_layers" if "num_hidden_layers" in config else "num_layers"
+    (tmp_path / "export" / "config.json").write_text(json.dumps({**config, field: 3}))
+    with pytest.raises(ModelError, match="do not fit config.json: .* is missing"):
+        load_model(tmp_path / "export")
 
 
 def test_an_exported_model_comes_back_as_it_was(model, tmp_path, tokenizer):

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
+from glm_dist.engine.folders import CONFIG
 from glm_dist.model import ModelSettings, build_model
 
 ROOT = Path(__file__).parents[2]

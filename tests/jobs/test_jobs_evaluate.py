@@ -10,7 +10,7 @@ import pytest
 from finetune_scenarios import SMALL, small_tokenizer, write_folder
 
 from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
+from glm_dist.engine.folders import CONFIG
 from glm_dist.model import ModelSettings, build_model
 
 ROOT = Path(__file__).parents[2]

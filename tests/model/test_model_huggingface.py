@@ -13,8 +13,8 @@ from glm_dist.errors import ModelError
 from glm_dist.model import GLM, ModelSettings, build_model
 from glm_dist.model.huggingface import (
     config_from_settings,
-    from_huggingface,
     our_shapes,
+    renamed,
     settings_from_config,
     to_huggingface,
 )
@@ -53,7 +53,8 @@ def open_theirs(folder):
     """Our model of a folder of theirs."""
     settings = settings_from_config(json.loads((folder / "config.json").read_text()))
     model = GLM(settings).eval()
-    model.load_state_dict(dict(from_huggingface(WeightFolder(folder), settings)))
+    weights = renamed(WeightFolder(folder), settings)
+    model.load_state_dict({name: weights[name] for name in weights.shapes})
     return model
 
 
@@ -255,6 +256,6 @@ def test_a_spoilt_folder_is_refused_at_once_and_by_name(tmp_path, spoil):
     message = spoil(spoilt)
     start = time.monotonic()
     with pytest.raises(ModelError, match=message):
-        dict(from_huggingface(WeightFolder(spoilt.folder), spoilt.settings))
+        renamed(WeightFolder(spoilt.folder), spoilt.settings)
     assert time.monotonic() - start < 1
     assert our_shapes(spoilt.settings)

@@ -12,7 +12,7 @@ import pytest
 from answer_scenarios import tuned
 from finetune_scenarios import small_tokenizer
 
-from glm_dist.engine.export import model_folder
+from glm_dist.engine.folders import model_folder
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.inference import load_model
 from glm_dist.tasks import load_task

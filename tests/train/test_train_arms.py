@@ -9,7 +9,7 @@ from train_scenarios import Runner
 
 from glm_dist.config import load_config
 from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
+from glm_dist.engine.folders import CONFIG
 from glm_dist.errors import ConfigError, ModelError
 from glm_dist.evaluate.results import entry_of
 from glm_dist.model import ModelSettings, build_model

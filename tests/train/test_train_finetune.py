@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,11 +10,13 @@ import pytest
 from finetune_scenarios import BAD, FILLER, GOOD, SMALL, prepare, small_tokenizer, write_folder
 from train_scenarios import KilledError
 
+from glm_dist.errors import CheckpointError
 from glm_dist.evaluate.answers import Answerer
 from glm_dist.evaluate.calibration import calibrate
 from glm_dist.evaluate.task_report import score_answers
 from glm_dist.inference import load_model
 from glm_dist.tasks import TASK_FILE, load_task
+from glm_dist.train.unpack import unpack
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +69,36 @@ def test_the_finished_model_is_that_of_the_best_evaluation(tuned):
     assert (
         final["dev/accuracy"] == lines[[line["step"] for line in lines].index(best)]["dev/accuracy"]
     )
+
+
+def best_checkpoint(folder):
+    step = json.loads((folder / "final.json").read_text())["best_step"]
+    return folder / f"checkpoint-{step:08d}"
+
+
+def files_of(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_checkpoint_becomes_the_model_that_the_run_would_have_left(tuned):
+    _, runner = tuned
+    made = unpack(best_checkpoint(runner.folder))
+    assert files_of(made) == files_of(runner.folder / "model")
+    assert unpack(best_checkpoint(runner.folder)) == made
+
+
+@pytest.mark.parametrize("tuned", ["cloze"], indirect=True)
+def test_a_checkpoint_without_its_run_says_what_it_lacks(tuned, tmp_path):
+    _, runner = tuned
+    checkpoint = best_checkpoint(runner.folder)
+    alone = shutil.copytree(checkpoint, tmp_path / "alone" / checkpoint.name)
+    with pytest.raises(CheckpointError, match="lies in its run's folder"):
+        unpack(alone)
+    (tmp_path / "alone" / "config.json").write_bytes((runner.folder / "config.json").read_bytes())
+    file = next(alone.glob("*.safetensors"))
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="damaged"):
+        unpack(alone)
 
 
 def test_the_score_of_the_run_is_that_of_the_questions_asked_of_the_finished_model(tuned):
@@ -181,6 +214,7 @@ def test_an_adapter_learns_the_task_and_carries_it(kind, method, task, tuned, tm
     final = json.loads((runner.folder / "final.json").read_text())
     assert accuracy.value == pytest.approx(100 * final["dev/accuracy"])
     assert accuracy.value > 80
+    assert files_of(unpack(best_checkpoint(runner.folder))) == files_of(runner.folder / "model")
 
 
 def test_a_run_killed_in_the_middle_of_an_epoch_ends_with_the_same_weights(

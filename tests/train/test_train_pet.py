@@ -12,7 +12,7 @@ from glm_dist.config import load_config
 from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine import save_weights
-from glm_dist.engine.export import CONFIG
+from glm_dist.engine.folders import CONFIG
 from glm_dist.errors import ConfigError
 from glm_dist.evaluate.soft_labels import soft_labels
 from glm_dist.evaluate.task_report import score_answers
