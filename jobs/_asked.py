@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError
 
 from glm_dist.config import Settings, load_config
 from glm_dist.errors import ConfigError
+from glm_dist.evaluate.pool_settings import PoolSettings
 from glm_dist.tasks.settings import Columns, Files
 
 if TYPE_CHECKING:
@@ -49,6 +50,9 @@ class EvaluateSettings(Settings):
     """Longest question in tokens, answered examples included; by default as in training."""
     seed: int = 0
     """Seed of all draws."""
+    pool: PoolSettings | None = None
+    """Engines that answer side by side under Ray Data, part by part, each part kept: the same
+    command goes on where it was broken off. null: one engine, in this process."""
     output: str | None = None
     """Folder of predictions and scores; by default `evaluation` in the run's folder."""
 

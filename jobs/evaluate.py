@@ -18,9 +18,12 @@ from _job import model_path, run_job
 from finetune import print_scores
 
 from glm_dist.config import output_path
+from glm_dist.errors import ConfigError
 
 if TYPE_CHECKING:
+    from glm_dist.evaluate.pool_settings import PoolSettings
     from glm_dist.model import GLM
+    from glm_dist.tasks import Answer
 
 
 def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
@@ -39,9 +42,15 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     output = folder / "evaluation" if settings.output is None else output_path(settings.output)
     origin = {**provenance(), "model": str(folder), "data": settings.data or settings.task_config}
     if getattr(asked.task.settings, "in_context", 0):
+        if settings.pool is not None:
+            raise ConfigError("pool: answers no question in context; leave it out")
         score_in_context(settings, model, asked, output, origin)
     else:
-        answers = Answerer(model, tokenizer, asked.task).answer(asked.test)
+        if settings.pool is None:
+            answers = Answerer(model, tokenizer, asked.task).answer(asked.test)
+        else:
+            del model  # the engines open their own
+            answers = answer_by_pool(settings, settings.pool, folder, asked, output)
         scores = write_answers(output, asked.task, asked.test, answers, origin)
         print_scores("score", len(asked.test), scores)
         print(f"report       {output / PAGE}")
@@ -49,6 +58,28 @@ def main(settings: EvaluateSettings, arguments: argparse.Namespace) -> int:
     if settings.task_config is None:
         print(f"next         python jobs/serve.py model={settings.model}")
     return 0
+
+
+def answer_by_pool(
+    settings: EvaluateSettings, pool: "PoolSettings", folder: Path, asked: Asked, output: Path
+) -> "list[Answer]":
+    """The answers of engines side by side, kept part by part below the output."""
+    from _pool import answer_all
+
+    from glm_dist.engine.adapters import hash_model
+    from glm_dist.engine.folders import model_folder
+    from glm_dist.evaluate.part_work import TaskAnswers, answer_of
+    from glm_dist.evaluate.pipeline import Parts
+
+    told = {
+        "model_sha256": hash_model(model_folder(folder)),
+        "task": asked.task.settings.model_dump(mode="json"),
+        "max_tokens": asked.task.binding.max_tokens,
+    }
+    base = None if settings.base is None else str(output_path(settings.base))
+    work = TaskAnswers(str(folder), base, "cuda" if pool.num_gpus else "cpu", asked.task)
+    parts = Parts(output / "parts", asked.test, told, pool)
+    return list(map(answer_of, answer_all(parts, work, pool, len(asked.test))))
 
 
 def score_in_context(
