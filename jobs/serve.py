@@ -22,6 +22,7 @@ from _job import model_path, run_job
 from _ray import connect, found_address, is_reachable
 
 from glm_dist.config import home, output_path
+from glm_dist.errors import LaunchError
 from glm_dist.serve.settings import HostedModel, ServeSettings
 
 APPLICATION = "glm"
@@ -66,7 +67,10 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     serve.start(
         http_options=HTTPOptions(host=settings.host, port=settings.port), logging_config=quiet
     )
-    handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+    try:
+        handle = serve.run(application, name=APPLICATION, route_prefix="/", logging_config=quiet)
+    except RuntimeError as error:
+        raise LaunchError(f"{error}\n{why_not_deployed()}".rstrip()) from None
     announce(settings)
     wait(asked, ray.get_runtime_context().gcs_address if is_own else None)
     print("draining and stopping", flush=True)
@@ -89,6 +93,19 @@ def with_models(settings: ServeSettings) -> ServeSettings:
 
     models = tuple(each.model_copy(update=found(each)) for each in settings.models)
     return settings.model_copy(update={**found(settings), "models": models})
+
+
+def why_not_deployed() -> str:
+    """The errors of replicas that did not start, by deployment."""
+    from ray import serve
+
+    found = serve.status().applications[APPLICATION].deployments
+    return "\n".join(
+        f"{name}: {line.strip()}"
+        for name, each in found.items()
+        for line in each.message.splitlines()
+        if "Error" in line and "Traceback" not in line
+    )
 
 
 def wait(asked: threading.Event, head: str | None) -> None:

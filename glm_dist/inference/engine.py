@@ -82,8 +82,9 @@ class Engine:
         """Names of the adapters that requests can ask for."""
         self._runner = Runner(model, self.limits, num_blocks, beside)
         self._scheduler = Scheduler(self.limits, self._pool, causal=model.settings.causal)
-        self._ends = ending_ids(model, tokenizer)
-        self._sampler = Sampler(forbidden_ids(model, tokenizer))
+        self._ends = ending_ids(model.settings, tokenizer)
+        device = next(model.parameters()).device
+        self._sampler = Sampler(forbidden_ids(model.settings, tokenizer).to(device))
         self._constraints = Constraints(
             tokenizer, self.texts, model.settings.padded_vocab_size, sorted(self._ends)
         )

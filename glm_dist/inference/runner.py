@@ -28,8 +28,8 @@ from glm_dist.model.cache import Past
 if TYPE_CHECKING:
     from glm_dist.inference.recorded import RecordedDecoder
 
-DECODE_SIZES = (4, 8, 16, 24, 32, 48, 64)
-"""Rows of a decoding pass that are tried; on the processor four rows cost less than one."""
+DECODE_SIZES = (2, 4, 8, 16, 24, 32, 48, 64)
+"""Rows of a decoding pass that are tried; on the processor one row costs no less than two."""
 PREFILL_SIZES = (16, 32, 64, 128, 256)
 """Rows of a product in a prefill pass that are tried."""
 _TRIED_KEYS = 8  # what a tried row sees: itself and those before it in a group of so many

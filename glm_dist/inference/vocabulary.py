@@ -3,23 +3,23 @@
 import torch
 from torch import Tensor
 
-from glm_dist.model import GLM
+from glm_dist.model import ModelSettings
 from glm_dist.tokenizer import JSON_FILE, Tokenizer
 
 
-def ending_ids(model: GLM, tokenizer: Tokenizer) -> frozenset[int]:
+def ending_ids(settings: ModelSettings, tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end an answer; published causal models end a turn with the role that is next."""
     special = tokenizer.special
     ends = {special.eop, special.eos}
-    if model.settings.causal and tokenizer.FILE == JSON_FILE:
+    if settings.causal and tokenizer.FILE == JSON_FILE:
         ends |= {special.user, special.observation}
     return frozenset(end for end in ends if end >= 0)
 
 
-def forbidden_ids(model: GLM, tokenizer: Tokenizer) -> Tensor:
+def forbidden_ids(settings: ModelSettings, tokenizer: Tokenizer) -> Tensor:
     """Ids that are never generated, bool [V]: roles but for the ends, and those without a text."""
-    forbidden = torch.zeros(model.settings.padded_vocab_size, dtype=torch.bool)
+    forbidden = torch.zeros(settings.padded_vocab_size, dtype=torch.bool)
     forbidden[torch.from_numpy(tokenizer.special_ids).long().clamp(min=0)] = True
-    forbidden[sorted(ending_ids(model, tokenizer))] = False
-    forbidden[min(model.settings.vocab_size, tokenizer.vocab_size) :] = True
-    return forbidden.to(next(model.parameters()).device)
+    forbidden[sorted(ending_ids(settings, tokenizer))] = False
+    forbidden[min(settings.vocab_size, tokenizer.vocab_size) :] = True
+    return forbidden

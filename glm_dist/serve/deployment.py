@@ -8,6 +8,7 @@ takes its requests itself.
 import asyncio
 import logging
 import os
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -18,6 +19,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+import glm_dist
 from glm_dist.serve.app import build_app
 from glm_dist.serve.drain import Draining
 from glm_dist.serve.engine_thread import EngineThread
@@ -56,7 +58,8 @@ class EngineReplica:
         name = serve.get_replica_context().replica_id.unique_id
         kind, weights = describe(hosted).kind, weights_key(hosted, self._engine)
         adapters = self._engine.engine.adapters
-        self._address = Address(name, host, port, secret, kind, weights, adapters)
+        repeats = hosted.vllm is None
+        self._address = Address(name, host, port, secret, kind, weights, adapters, repeats)
 
     async def introduce(self) -> tuple[Address, Any]:
         """Where it takes orders, and the actor by which it can be ended."""
@@ -226,8 +229,14 @@ def build(settings: ServeSettings) -> Application:
 
 def engine_options(hosted: HostedModel, settings: ServeSettings) -> dict[str, Any]:
     """Of a deployment with an engine in each replica."""
+    actor: dict[str, Any] = {"num_cpus": hosted.num_threads, "num_gpus": hosted.num_gpus}
+    if hosted.vllm is not None:
+        python = str(Path(hosted.vllm.python).expanduser().absolute())
+        # That environment has vLLM's torch, and this package by its path.
+        path = {"PYTHONPATH": str(Path(glm_dist.__file__).parents[1])}
+        actor["runtime_env"] = {"py_executable": python, "env_vars": path}
     options: dict[str, Any] = {
-        "ray_actor_options": {"num_cpus": hosted.num_threads, "num_gpus": hosted.num_gpus},
+        "ray_actor_options": actor,
         "max_surge_percent": hosted.max_surge_percent,
         **common_options(settings),
     }

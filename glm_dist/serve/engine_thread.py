@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeAlias
 from glm_dist.errors import RequestError
 from glm_dist.inference import AnyRequest, Engine, EngineStats, Failure, Output, Request, Usage
 from glm_dist.inference.constraints import Matchers
+from glm_dist.inference.vllm_engine import VllmEngine
 
 logger = logging.getLogger(__name__)
 Arrived: TypeAlias = list[Output | Exception | None]
@@ -130,7 +131,9 @@ class _Cancel:
 class _Compilers:
     """Compile what answers are held to, so that no step of the engine waits for it."""
 
-    def __init__(self, engine: Engine, done: Callable[[Listener, Matchers], None]) -> None:
+    def __init__(
+        self, engine: Engine | VllmEngine, done: Callable[[Listener, Matchers], None]
+    ) -> None:
         """Args: done: is given whoever still waits when its constraints are compiled."""
         self._engine, self._done = engine, done
         self._threads = ThreadPoolExecutor(NUM_COMPILERS, thread_name_prefix="constraints")
@@ -178,7 +181,7 @@ class _Compilers:
 class EngineThread:
     """Runs an engine until it is closed."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine | VllmEngine) -> None:
         self.engine = engine
         self.failure: Exception | None = None
         self._inbox: queue.SimpleQueue[_Add | _Cancel | None] = queue.SimpleQueue()

@@ -41,6 +41,8 @@ class Address:
     """What replicas must have in common for the same bytes."""
     adapters: tuple[str, ...] = ()
     """Names of those that it has."""
+    repeats: bool = True
+    """Whether an answer comes out the same once more, so that another can go on with it."""
 
 
 class EngineServer:

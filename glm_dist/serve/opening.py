@@ -19,6 +19,8 @@ from glm_dist.engine.adapters import AdapterFolder
 from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.errors import ConfigError, ModelError
 from glm_dist.inference.precision import GIB
+from glm_dist.inference.vllm_engine import VllmEngine
+from glm_dist.inference.vllm_terms import check_hostable
 from glm_dist.metrics.memory import available_bytes
 from glm_dist.model import ModelSettings
 from glm_dist.serve.endpoints import Endpoints
@@ -90,6 +92,8 @@ def check_models(settings: ServeSettings) -> list[str]:
         place = f"models.{number - 1}." if number else ""
         with _noting(problems, f"{place}model"):
             names.append(check_model(hosted))
+            if hosted.vllm is not None:
+                check_hostable(model_folder(output_path(hosted.model)))
         for name, folder in adapter_folders(hosted).items():
             with _noting(problems, f"{place}adapters.{name}"):
                 AdapterFolder(folder)
@@ -122,6 +126,13 @@ def check_room(settings: ServeSettings) -> None:
     """
     problems, needed = list[str](), 0
     for hosted in settings.hosted:
+        if hosted.vllm is not None:  # which shares out memory by rules of its own
+            if not Path(hosted.vllm.python).expanduser().exists():
+                problems.append(
+                    f"vllm.python: there is no {hosted.vllm.python}; make an environment of "
+                    "cluster/serving-vllm.txt and name its interpreter"
+                )
+            continue
         device = device_of(hosted)
         try:
             size = inference.check_fits(output_path(hosted.model), hosted.engine, device)
@@ -174,6 +185,8 @@ def open_engine(hosted: HostedModel) -> EngineThread:
     """The model loaded, its engine running."""
     torch.set_num_threads(hosted.num_threads)
     folder = model_folder(output_path(hosted.model))
+    if hosted.vllm is not None:
+        return EngineThread(VllmEngine(folder, hosted.engine, hosted.vllm.options))
     adapters = adapter_folders(hosted)
     engine = inference.open_engine(
         folder, hosted.engine, device=device_of(hosted), adapters=adapters

@@ -329,6 +329,8 @@ class RemoteEngines:
             stream.num_deaths += 1
             if stream.num_deaths > MAX_DEATHS:
                 stream.end(RuntimeError(f"{MAX_DEATHS + 1} replicas were lost under this request"))
+            elif stream.weights is not None and not link.address.repeats:
+                stream.end(RuntimeError("the engine was lost, and none can go on with its answer"))
             else:
                 self._place_again(stream)
 

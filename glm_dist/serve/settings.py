@@ -3,7 +3,7 @@
 They stand apart so that a configuration is checked before torch, Ray or FastAPI are imported.
 """
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -38,6 +38,16 @@ class ServedEngine(EngineLimits):
         return self.max_running + self.max_waiting
 
 
+class VllmSettings(Settings):
+    """vLLM in place of our own engine, for an exported causal model of GLM-4's block."""
+
+    python: str
+    """The interpreter of an environment with vLLM, Ray of our release and what
+    cluster/serving-vllm.txt names; the same on every node."""
+    options: dict[str, Any] = {}
+    """Arguments of vLLM's `EngineArgs`, such as gpu_memory_utilization or tensor_parallel_size."""
+
+
 class HostedModel(Settings):
     """One model, and the engines that answer with it."""
 
@@ -68,6 +78,9 @@ class HostedModel(Settings):
     """Low-rank adapters that were trained beside this model and answer in its engines: folders by
     the names that requests give as their model."""
     engine: ServedEngine = ServedEngine()
+    vllm: VllmSettings | None = None
+    """null: our own engine. Else vLLM answers behind the same endpoints what it can: texts gone on
+    with, chats, scores. A stream whose engine dies ends with an error."""
     watch: WatchSettings = WatchSettings()
 
     @model_validator(mode="after")
@@ -76,6 +89,16 @@ class HostedModel(Settings):
             raise ValueError(
                 f"max_replicas: got {self.max_replicas}, less than num_replicas, which is "
                 f"{self.num_replicas}; give at least as many"
+            )
+        if self.vllm is not None and self.adapters:
+            raise ValueError(
+                f"vllm: got {len(self.adapters)} adapters, which our own engine alone computes; "
+                "leave adapters or vllm out"
+            )
+        if self.vllm is not None and self.engine.dtype == "int8":
+            raise ValueError(
+                "vllm: got engine.dtype int8, which is our own engine's; give vLLM's quantization "
+                "in vllm.options"
             )
         return self
 
@@ -115,6 +138,10 @@ class ServeSettings(HostedModel):
             raise ValueError(
                 f"host: got {self.host!r} without api_keys; everyone who reaches this machine "
                 "could use the model: give a file of keys, or listen at 127.0.0.1"
+            )
+        if self.front == "off" and self.vllm is not None:
+            raise ValueError(
+                "front: got 'off' with vllm, whose environment holds no endpoints; switch it on"
             )
         if self.front == "off" and self.models:
             raise ValueError(
