@@ -9,6 +9,7 @@ from glm_dist.tokenizer.sentence_piece import (
     SpecialTokenIds,
     Tokenizer,
     TokenizerSettings,
+    extend_tokenizer,
     find_tokenizer,
     train_tokenizer,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "SpecialTokenIds",
     "Tokenizer",
     "TokenizerSettings",
+    "extend_tokenizer",
     "find_tokenizer",
     "train_tokenizer",
 ]

@@ -8,6 +8,7 @@ import hashlib
 import io
 import os
 import re
+import struct
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -325,6 +326,30 @@ class Tokenizer:
         }
         return {"tokenizer.json": tokenizer, "tokenizer_config.json": settings}
 
+    def with_pieces_of(self, other: "Tokenizer", count: int) -> "Tokenizer":
+        """This one, and behind its ids the other's likeliest pieces that it lacks, so many at most.
+
+        Raises:
+            TokenizerError: when pieces of either carry no likelihoods.
+        """
+        for one in (self, other):
+            if not one._has_scores():
+                raise TokenizerError(
+                    f"{one._name}: its pieces have no likelihoods to be compared by; only unigram "
+                    "tokenizers are extended"
+                )
+        theirs = other._processor
+        known = {self._processor.id_to_piece(token) for token in range(self.vocab_size)}
+        added = [
+            (theirs.get_score(token), theirs.id_to_piece(token))
+            for token in range(other.vocab_size)
+            if not (theirs.is_control(token) or theirs.is_unknown(token) or theirs.is_byte(token))
+            and theirs.id_to_piece(token) not in known
+        ]
+        # Fields of a message that follow another one are appended to its lists.
+        more = b"".join(_as_message(*one) for one in sorted(added, reverse=True)[:count])
+        return Tokenizer(self.serialized + more, self._name)
+
     def _has_scores(self) -> bool:
         """Whether pieces carry log-probabilities; merges of a BPE model count down from zero."""
         plain = [t for t in range(self.vocab_size) if not self._processor.is_byte(t)]
@@ -335,6 +360,22 @@ class Tokenizer:
         token = self._processor.piece_to_id(piece)
         known = self._processor.id_to_piece(token) == piece
         return known and (self._processor.is_control(token) or self._processor.is_unknown(token))
+
+
+def _as_message(score: float, piece: str) -> bytes:
+    """One of the `pieces` (field 1) of SentencePiece's ModelProto: piece (1) and score (2)."""
+    text = piece.encode()
+    inner = b"\x0a" + _varint(len(text)) + text + b"\x15" + struct.pack("<f", score)
+    return b"\x0a" + _varint(len(inner)) + inner
+
+
+def _varint(number: int) -> bytes:
+    """A length as protocol buffers write it."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
 
 
 def find_tokenizer(path: Path) -> Path | None:
@@ -409,3 +450,23 @@ def train_tokenizer(texts: Iterable[str], settings: TokenizerSettings) -> Tokeni
             f"text ({' '.join(str(error).split())}); give more text or a smaller vocabulary"
         ) from None
     return Tokenizer(model.getvalue())
+
+
+def extend_tokenizer(
+    tokenizer: Tokenizer, texts: Iterable[str], settings: TokenizerSettings
+) -> Tokenizer:
+    """A tokenizer of ours that keeps its ids, and gets pieces of the texts behind them.
+
+    What it was trained on is still encoded in its pieces, but where new ones are likelier; a model
+    of the old one goes on with more rows of its table.
+
+    Raises:
+        TokenizerError: when there is no room in `vocab_size`, or it is no unigram tokenizer.
+    """
+    room = settings.vocab_size - tokenizer.vocab_size
+    if room <= 0:
+        raise TokenizerError(
+            f"tokenizer.vocab_size {settings.vocab_size}: the tokenizer that is extended has "
+            f"{tokenizer.vocab_size} pieces already; raise it"
+        )
+    return tokenizer.with_pieces_of(train_tokenizer(texts, settings), room)

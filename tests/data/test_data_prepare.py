@@ -6,6 +6,7 @@ import pyarrow as pa
 import pytest
 import sentencepiece
 from foreign_tokenizer import save_tokenizer
+from pydantic import ValidationError
 
 from glm_dist.data.order import RowOrder
 from glm_dist.data.pipeline import RowSource, build_order
@@ -99,6 +100,21 @@ def test_the_tokenizer_of_a_published_model_can_be_taken(ray_two_cpus, corpus, t
     ).read_bytes()
     text = dataset.tokenizer.decode(dataset.tokens("train", 0))
     assert set(text.rstrip(".").split()) <= set(WORDS)
+
+
+def test_a_tokenizer_is_extended_by_pieces_of_the_sources(dataset, ray_two_cpus, tmp_path):
+    (tmp_path / "zh.txt").write_text("清单按次序给出条目。\n\n" * 200, encoding="utf-8")
+    source = {"name": "zh", "path": str(tmp_path / "zh.txt"), "language": "zh"}
+    chosen = PrepareSettings(
+        output=str(tmp_path / "set"), sources=[source], extend_tokenizer=str(dataset.folder),
+        tokenizer=TokenizerSettings(vocab_size=400),
+    )  # fmt: skip
+    tokenizer = prepare(chosen).tokenizer
+    assert tokenizer.vocab_size > dataset.tokenizer.vocab_size
+    assert tokenizer.encode(WORDS[0]).tolist() == dataset.tokenizer.encode(WORDS[0]).tolist()
+    assert tokenizer.encode("清单").max() >= dataset.tokenizer.vocab_size
+    with pytest.raises(ValidationError, match="give one of them"):
+        PrepareSettings(tokenizer_path="a", extend_tokenizer="b")
 
 
 def test_the_same_input_gives_the_same_bytes_again(dataset, corpus, tmp_path):

@@ -32,7 +32,7 @@ from glm_dist.data.prepare.work import (
 )
 from glm_dist.data.shards import SCHEMA_VERSION, SPLITS, TokenDataset, write_manifest
 from glm_dist.errors import DataError
-from glm_dist.tokenizer import Tokenizer, find_tokenizer, train_tokenizer
+from glm_dist.tokenizer import Tokenizer, extend_tokenizer, find_tokenizer, train_tokenizer
 
 Progress = Callable[[str, int, int, float], None]
 """(stage, bytes done, bytes in all, seconds since the stage began)."""
@@ -214,6 +214,10 @@ def _tokenizer(work: Work, scans: Sequence[dict[str, Any]]) -> Tokenizer:
         return Tokenizer.load(finished)
     if settings.tokenizer_path is not None:
         tokenizer = Tokenizer.load(Path(settings.tokenizer_path).expanduser())
+    elif settings.extend_tokenizer is not None:
+        folder = output_path(settings.extend_tokenizer)
+        known = Tokenizer.load(find_tokenizer(folder / "model") or folder)
+        tokenizer = extend_tokenizer(known, _sample_texts(work, scans), settings.tokenizer)
     else:
         tokenizer = train_tokenizer(_sample_texts(work, scans), settings.tokenizer)
     tokenizer.save(work.folder)

@@ -1,8 +1,8 @@
 """The settings of `prepare_data`."""
 
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from glm_dist.config import Settings
 from glm_dist.tokenizer import TokenizerSettings
@@ -43,6 +43,10 @@ class PrepareSettings(Settings):
     tokenizer_path: str | None = None
     """A tokenizer to use instead of training one: a tokenizer.model of ours, a tokenizer.json of a
     published model, or a folder that holds one."""
+    extend_tokenizer: str | None = None
+    """A tokenizer.model of ours, or a folder that holds one, that keeps its ids and gets pieces of
+    these sources behind them, up to tokenizer.vocab_size: for a model that goes on in a language
+    that it was not trained on (`init_from`)."""
     normalisation: Literal["none", "nfc", "nfkc"] = "none"
     """Unicode normalisation of every document; nfkc loses distinctions that code needs."""
     validation_share: float = Field(0.01, ge=0, lt=1)
@@ -59,3 +63,12 @@ class PrepareSettings(Settings):
     order. A restart redoes unfinished ones."""
     overwrite: bool = False
     """Throw away a dataset made with other settings in the same folder."""
+
+    @model_validator(mode="after")
+    def _check_tokenizers(self) -> Self:
+        if self.tokenizer_path is not None and self.extend_tokenizer is not None:
+            raise ValueError(
+                "extend_tokenizer: got one beside tokenizer_path, which takes a tokenizer as it "
+                "is; give one of them"
+            )
+        return self
