@@ -7,6 +7,7 @@ python jobs/perplexity.py dataset=data/base models='[runs/base, runs/base_causal
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from _job import model_path, run_job
@@ -54,6 +55,7 @@ def main(settings: PerplexitySettings, arguments: argparse.Namespace) -> int:
         left_to_right,
         predict,
     )
+    from glm_dist.evaluate.perplexity_page import publish_perplexity
     from glm_dist.metrics.provenance import provenance
 
     if not settings.models and not settings.ngram_order:
@@ -71,9 +73,12 @@ def main(settings: PerplexitySettings, arguments: argparse.Namespace) -> int:
     show(figures)
     path = output_path(settings.output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = {**origin, "dataset": settings.dataset, "num_rows": len(heldout.text_mask)}
+    kept = {"dataset": settings.dataset, "num_rows": len(heldout.text_mask)}
+    kept |= {"sequence_length": settings.rows.sequence_length, "origin": origin}
     path.write_text(json.dumps({**kept, "figures": figures}, indent=1, ensure_ascii=False))
     print(f"figures      {path}")
+    if arguments.docs:
+        print(f"page         {publish_perplexity(Path(arguments.docs), figures, kept)}")
     return 0
 
 
@@ -140,5 +145,11 @@ def show(figures: dict[str, dict[str, Any]]) -> None:
         print(f"  {name:<{WIDTH}}", *(f"{nats:>9.3f}" for nats in one["nats_by_place"].values()))
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags that are no settings."""
+    parser.add_argument("--docs", metavar="FOLDER", help="write a page with a picture there")
+
+
 if __name__ == "__main__":
-    sys.exit(run_job(main, PerplexitySettings, description=__doc__ or ""))
+    description = __doc__ or ""
+    sys.exit(run_job(main, PerplexitySettings, description=description, add_flags=add_flags))

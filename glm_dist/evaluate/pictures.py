@@ -74,6 +74,24 @@ def draw_arms(path: Path, tasks: Mapping[str, Mapping[str, Any]], names: Mapping
     _save(figure, path)
 
 
+def draw_lines(
+    path: Path,
+    names: Sequence[str],
+    lines: Mapping[str, Sequence[float]],
+    title: str,
+    axes_names: tuple[str, str],
+) -> None:
+    """A line for each entry of `lines`, over places that have names."""
+    figure, axes = _axes(title, (6.5, 3.5))
+    for shown, values in lines.items():
+        axes.plot(range(len(names)), values, "o-", label=shown, markersize=4)
+    axes.set_xticks(range(len(names)), list(names))
+    axes.set(xlabel=axes_names[0], ylabel=axes_names[1])
+    axes.grid(axis="y", alpha=0.3)
+    axes.legend(frameon=False)
+    _save(figure, path)
+
+
 def draw_points(
     path: Path,
     points: Sequence[tuple[float, float, str]],

@@ -25,7 +25,8 @@ def run(home, *arguments):
 
 
 def test_a_model_stands_beside_the_ngrams_in_print_and_in_the_file(home):
-    done = run(home, "models=[mine]", "rows.sequence_length=64", "num_rows=20")
+    docs = ["--docs", str(home / "docs")]
+    done = run(home, "models=[mine]", "rows.sequence_length=64", "num_rows=20", *docs)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     figures = json.loads((home / "results" / "perplexity.json").read_text())["figures"]
     assert list(figures) == ["mine", "5-gram"]
@@ -33,6 +34,10 @@ def test_a_model_stands_beside_the_ngrams_in_print_and_in_the_file(home):
     assert counted["high"] < random["low"]  # it was trained, the model was not
     assert random["perplexity"] > counted["perplexity"] > 1
     assert f"5-gram                   {counted['value']:.3f}" in done.stdout
+    page = (home / "docs" / "perplexity.md").read_text()
+    assert f"| 5-gram | {counted['value']:.3f} (" in page
+    assert "(perplexity-places.svg)" in page
+    assert (home / "docs" / "perplexity-places.svg").read_text().startswith("<?xml")
 
 
 def test_all_that_does_not_fit_is_said_at_once(home):
