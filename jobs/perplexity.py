@@ -75,6 +75,7 @@ def main(settings: PerplexitySettings, arguments: argparse.Namespace) -> int:
     path.parent.mkdir(parents=True, exist_ok=True)
     kept = {"dataset": settings.dataset, "num_rows": len(heldout.text_mask)}
     kept |= {"sequence_length": settings.rows.sequence_length, "origin": origin}
+    kept |= {"train_tokens": dataset.num_tokens("train")}
     path.write_text(json.dumps({**kept, "figures": figures}, indent=1, ensure_ascii=False))
     print(f"figures      {path}")
     if arguments.docs:

@@ -52,7 +52,9 @@ def page_of(figures: Figures, kept: Mapping[str, Any]) -> str:
             f"validation split of `{kept['dataset']}`, predicted from left to right: a prefix "
             "model generates each whole at its `[gMASK]`. In brackets the 95 % interval of a "
             "bootstrap over documents; behind it the perplexity of a token. Bits per byte compare "
-            "across tokenizers, perplexities do not.",
+            "across tokenizers, perplexities do not. An n-gram model has counted all "
+            f"{kept['train_tokens']:,} tokens of the training split, which a model need not have "
+            "seen.",
             "",
             *_table(["", *languages], rows),
             "",
