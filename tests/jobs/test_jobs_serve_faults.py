@@ -6,6 +6,7 @@ import random
 import signal
 import threading
 import time
+from pathlib import Path
 from statistics import median
 
 import httpx
@@ -167,6 +168,36 @@ def test_a_stopped_engine_is_noticed_and_replaced(home, oracle, faults):
     assert replaced[0] <= 30
     counts = {"not_ready_after": f"{noticed[0]:.1f} s", "replaced_after": f"{replaced[0]:.1f} s"}
     faults.add("S13-stopped", 1, 1, **counts, streams=8, failed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["hang", "poison"])
+def test_a_wedged_engine_is_noticed_and_replaced(how, home, oracle, faults, tmp_path):
+    """A step that never ends, and numbers that are none; no text is wrong, and none that began
+    before a step hung is cut."""
+    noticed, replaced = [], []
+
+    def wedge():
+        (tmp_path / how).touch()
+        noticed.append(served.wait_for(lambda: not served.ready()))
+        replaced.append(noticed[0] + served.wait_for(served.ready))
+
+    path = str(Path(__file__).parent / "wedging")
+    environment = {"PYTHONPATH": path, "GLM_DIST_WEDGES": str(tmp_path)}
+    with Served(home, "model=models/tiny", environment=environment) as served:
+        load = Load(served.url, oracle.body, stream=True)
+        outcomes = asyncio.run(begin_then(load, 8, wedge))
+        after = asyncio.run(Load(served.url, oracle.body).run(10, count=5))
+    assert failed(after, oracle) == []
+    broken = failed(outcomes, oracle)
+    assert all(each.error for each in outcomes if not each.is_whole)
+    assert all(oracle(each.seed).startswith(each.text) for each in outcomes)
+    assert not broken or how == "poison"
+    assert noticed[0] <= 10
+    assert replaced[0] <= 30
+    counts = {f"{how}_not_ready_after": f"{noticed[0]:.1f} s"}
+    counts |= {f"{how}_replaced_after": f"{replaced[0]:.1f} s", f"{how}_streams_ended": len(broken)}
+    faults.add("S13-wedged", 1, 1, **counts)
 
 
 async def begin_then(load, count, act):

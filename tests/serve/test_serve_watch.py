@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import time
 from copy import deepcopy
 
 import pytest
@@ -53,7 +52,7 @@ def test_an_idle_engine_is_asked_for_a_token_now_and_then(engine):
     asyncio.run(asyncio.wait_for(look(), 30))
 
 
-def test_a_step_that_never_ends_is_trouble_and_then_the_end(engine, tokenizer, monkeypatch, faults):
+def test_a_step_that_never_ends_is_trouble_and_then_the_end(engine, tokenizer, monkeypatch):
     release = threading.Event()
 
     async def look():
@@ -67,15 +66,13 @@ def test_a_step_that_never_ends_is_trouble_and_then_the_end(engine, tokenizer, m
         await asking
         return said, troubled
 
-    start = time.monotonic()
     said, troubled = asyncio.run(look())
     assert "a step has taken" in said
     assert troubled
-    faults.add("S13-wedged", 1, 1, limit="1.5 s", ended_after=f"{time.monotonic() - start:.1f} s")
 
 
 def test_a_request_breaks_alone_where_logits_are_no_numbers_and_the_engine_is_ended(
-    engine, tokenizer, monkeypatch, faults
+    engine, tokenizer, monkeypatch
 ):
     async def look():
         watch = Watch(engine, SETTINGS)
@@ -91,7 +88,6 @@ def test_a_request_breaks_alone_where_logits_are_no_numbers_and_the_engine_is_en
     outputs, (said, _) = asyncio.run(look())
     assert isinstance(outputs[-1], Failure)
     assert "a probe failed" in said
-    faults.add("S13-wedged", 1, 1)
 
 
 def test_an_engine_that_breaks_down_answers_all_who_wait_or_come(engine, tokenizer, monkeypatch):
