@@ -15,6 +15,8 @@ def main() -> None:
     """Answer twice, short answers first, and say how long the second time took."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    # GiB for keys and values; by default it is most of the machine's memory.
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams
 
     asked = json.load(sys.stdin)
