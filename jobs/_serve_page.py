@@ -26,7 +26,7 @@ def collect(
     return {
         "vs_transformers_best": at_best(cells, PEERS),
         "vs_vllm_cpu": versus_vllm or None,
-        **({} if versus_vllm else {"vs_vllm_cpu_reason": errors.get(VLLM, NO_VLLM)}),
+        **({} if versus_vllm else {"vs_vllm_cpu_reason": _why_not(VLLM, errors)}),
         "equal_tokens_fp32": all(cell["num_equal"] == cell["num_answers"] for cell in exact),
         "fixed_shapes_cost": {
             dtype: 1 - 1 / ratio for dtype, ratio in _variants(cells, "ours, free shapes")
@@ -47,6 +47,11 @@ def collect(
         "threads": settings.num_threads,
         "loads": {name: load.model_dump() for name, load in settings.loads.items()},
     }
+
+
+def _why_not(kind: str, errors: dict[str, str]) -> str:
+    """Why a contestant has no figure."""
+    return next((text for name, text in errors.items() if name.endswith(kind)), NO_VLLM)
 
 
 def at_best(cells: Sequence[Cell], peers: Sequence[str]) -> dict[int, float]:

@@ -200,8 +200,9 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
             except Exception as error:  # a peer's failure is a finding
                 if entry.kind not in (*PEERS, VLLM):
                     raise
-                errors[entry.kind] = " ".join(str(error).split())[:300]
-                print(f"{label} {errors[entry.kind]}", flush=True)
+                name = " ".join(str(entry).split())
+                errors[name] = " ".join(str(error).split())[:300]
+                print(f"{label} {errors[name]}", flush=True)
                 continue
             turns.setdefault(entry, []).append(found)
             print(f"{label} {found.speed:8,.1f} tokens a {found.unit}", flush=True)
