@@ -32,7 +32,7 @@ def run_job(home, job, *arguments):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=400,
     )
     assert "Traceback" not in done.stderr, done.stderr[-3000:]
     return done
