@@ -29,7 +29,7 @@ OWNERS = {
     "deepspeed": lambda path: path.parts[:2] == ("glm_dist", "engine"),
     "sentencepiece": lambda path: path == PurePosixPath("glm_dist/tokenizer/sentence_piece.py"),
     "tokenizers": lambda path: path == PurePosixPath("glm_dist/tokenizer/huggingface.py"),
-    "vllm": lambda path: path == PurePosixPath("glm_dist/inference/vllm_engine.py"),
+    "vllm": lambda path: path.name in ("vllm_engine.py", "_serve_vllm.py"),
     "llguidance": lambda path: path == PurePosixPath("glm_dist/inference/constraints.py"),
     "wandb": lambda path: path.parts[:2] == ("glm_dist", "metrics"),
     "ray": lambda path: (
