@@ -16,6 +16,8 @@ FRESH_SECONDS = 5.0
 """How long a token proves that the engine generates."""
 PATIENCE_SECONDS = 5.0
 """The longest a token may take."""
+LOOK_SECONDS = 0.25
+"""Between two looks at the engine while a token is waited for."""
 
 
 class Readiness:
@@ -37,7 +39,11 @@ class Readiness:
         if self._proven_at is None or time.monotonic() - self._proven_at > FRESH_SECONDS:
             if self._probe is None or self._probe.done():
                 self._probe = asyncio.create_task(self._generate())
-            await asyncio.shield(self._probe)
+                self._probe.add_done_callback(_note)  # whoever asked may have had an answer
+            while not self._probe.done():
+                await asyncio.wait([self._probe], timeout=LOOK_SECONDS)
+                self._look()  # an engine may be known to be down before the probe's time is over
+            await self._probe
 
     def _look(self) -> None:
         """Take note of tokens that others asked for."""
@@ -75,3 +81,9 @@ class Readiness:
                     self._proven_at = time.monotonic()
         finally:
             self._engine.cancel(stream)
+
+
+def _note(probe: asyncio.Task[None]) -> None:
+    """What came of a probe is known, whether or not anybody waits for it."""
+    if not probe.cancelled():
+        probe.exception()
