@@ -19,7 +19,6 @@ from pydantic import Field, model_validator
 from results import show, train
 
 from glm_dist.config import Settings, load_config, output_path
-from glm_dist.errors import ConfigError
 from glm_dist.train.arms import ArmSettings
 
 
@@ -38,8 +37,6 @@ class CompareSettings(Settings):
     """What is trained on, as readers know it: its settings."""
     ways: dict[str, list[str]] = Field(min_length=2)
     """What is compared: its settings; gains are those of the first."""
-    only: list[str] = []
-    """Names of tasks that are run this time; by default all."""
 
     @model_validator(mode="after")
     def _check(self) -> "CompareSettings":
@@ -102,20 +99,12 @@ def runs_of(settings: CompareSettings, folder: Path) -> Iterator[Run]:
     Raises:
         ConfigError: with what is wrong in a task's settings.
     """
-    names = []
     for path in settings.tasks:
         for size, changes in settings.sizes.items():
             for way, more in settings.ways.items():
                 given = [*settings.settings, *changes, *more]
                 found = load_config(ArmSettings, folder / path, given)
-                names.append(found.name)
-                if not settings.only or found.name in settings.only:
-                    yield Run(found.name, size, way, found)
-    strange = sorted(set(settings.only) - set(names))
-    if strange:
-        raise ConfigError(
-            f"only: {', '.join(strange)} is none of the tasks; there are {', '.join(set(names))}"
-        )
+                yield Run(found.name, size, way, found)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

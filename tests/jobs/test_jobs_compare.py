@@ -55,7 +55,7 @@ def test_two_ways_are_tuned_scored_and_published(home):
     [
         (["ways={a: [task.method], b: []}"], "write key=value"),
         (["ways={a: []}"], "ways"),
-        (["only=[hotels]"], "none of the tasks; there are reviews"),
+        (["tasks=[hotels.yaml]"], "hotels.yaml"),
         (["ways={a: [task.methods=head], b: []}"], "did you mean 'method'"),
         (["ways={a: [], b: [init_from=runs/none]}"], "runs/none"),
     ],
