@@ -2,7 +2,7 @@
 
 Open loop: requests come by a Poisson process, whether or not those before are answered, and each
 notes when its first and every later token came. Closed loop: so many clients ask one after the
-other, for throughput. The engine alone, `front: off` and `front: on` take turns in one run.
+other, for throughput. The engine alone and every way through Ray Serve take turns in one run.
 """
 
 import asyncio
@@ -23,7 +23,14 @@ from pydantic import Field
 from glm_dist.config import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PATHS = ("engine", "front off", "front on")
+ALONE = "engine"
+SERVED = {
+    f"{proxy}, front {front}": {"proxy": proxy, "front": front}
+    for proxy in ("haproxy", "ray")
+    for front in ("off", "on")
+}
+"""Ways through Ray Serve, with their settings; the first is the shortest."""
+PATHS = (ALONE, *SERVED)
 PERCENTILES = (50, 90, 99)
 LONGEST_LINE = 1 << 20
 
@@ -72,8 +79,10 @@ def online(folder: Path, settings: OnlineSettings) -> dict[str, Any]:
         By path the medians over all turns of the percentiles of milliseconds to the first token
         (`ttft_ms`) and between two tokens (`between_ms`), and `tokens_per_second` of the closed
         loop, all under `online`; `http_ttft_ms_added` and `http_throughput_share` of the shortest
-        path against the engine alone, and the same with the front under `front`.
+        path against the engine alone, and under `online.added` those of each.
     """
+    from glm_dist.metrics.provenance import provenance
+
     turns: dict[str, list[dict[str, Any]]] = {path: [] for path in PATHS}
     rate = 0.0
     for _ in range(settings.turns):
@@ -84,13 +93,10 @@ def online(folder: Path, settings: OnlineSettings) -> dict[str, Any]:
                     rate = settings.share_of_peak * closed["requests_per_second"]
                 turns[path].append({**closed, **run(open_loop, settings, rate)})
     paths = {path: medians(found) for path, found in turns.items()}
-    alone, off, on = (paths[path] for path in PATHS)
+    costs = {path: added(paths[path], paths[ALONE]) for path in SERVED}
     load = {"arrivals_per_second": rate, "settings": settings.model_dump(mode="json")}
-    return {
-        **added(off, alone),
-        "front": added(on, alone),
-        "online": {"paths": paths, **load},
-    }
+    found = {"paths": paths, "added": costs, **load, "origin": provenance()}
+    return {**next(iter(costs.values())), "online": found}
 
 
 def added(served: dict[str, Any], alone: dict[str, Any]) -> dict[str, float]:
@@ -170,7 +176,7 @@ Loop: TypeAlias = Callable[..., Awaitable[dict[str, Any]]]
 def opened(path: str, folder: Path, settings: OnlineSettings) -> Iterator[Callable[..., Any]]:
     """Runs a loop against a path, once it is warm."""
     with contextlib.ExitStack() as stack:
-        if path == "engine":
+        if path == ALONE:
             ask = stack.enter_context(engine_alone(folder, settings))
         else:
             ask = stack.enter_context(served(path, folder, settings))
@@ -212,9 +218,9 @@ def served(path: str, folder: Path, settings: OnlineSettings) -> Iterator[Ask]:
     """The model behind Ray Serve, asked over HTTP by plain sockets, which cost a client little."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
-    command = ["jobs/serve.py", f"model={folder}", f"port={port}", f"front={path.split()[1]}"]
+    asked = {"model": folder, "port": port, "num_threads": settings.num_threads, **SERVED[path]}
     with subprocess.Popen(
-        [sys.executable, *command, f"num_threads={settings.num_threads}"],
+        [sys.executable, "jobs/serve.py", *(f"{name}={value}" for name, value in asked.items())],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

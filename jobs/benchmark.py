@@ -11,7 +11,7 @@ by turns. --also measures a second model in the same run.
 parts: seconds and peak bytes of the loss and of attention against their plain versions.
 serve: tokens a CPU-second (on CUDA a second) of the engine against transformers' generate, one by
 one and in static batches, and its continuous batching, with the same weights and requests, by
-turns; then what HTTP and Ray add to the engine alone, with and without a front.
+turns; then what HTTP and Ray add to the engine alone. --only-online measures that alone anew.
 """
 
 import argparse
@@ -188,13 +188,39 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
     from glm_dist.metrics.provenance import provenance
 
     settings = QUICK if arguments.quick else settings
-    load, folder = os.getloadavg()[0], prepare(settings)
+    load, kept = os.getloadavg()[0], offline_figures(arguments)
+    folder = prepare(settings)
     print(f"model        {settings.model.num_parameters / 1e6:,.1f} million parameters: {folder}")
+    figures = kept or {
+        **contest(settings, folder, arguments.turns),
+        "load_average_before": load,
+        "origin": provenance(),
+    }
+    print("through HTTP on every way, and the engine alone …", flush=True)
+    show_serving({**figures, **online(folder / "causal", settings.online)}, arguments)
+
+
+def offline_figures(arguments: argparse.Namespace) -> dict[str, Any] | None:
+    """Those that lie in the folder of docs, where the online part alone is measured.
+
+    Raises:
+        ConfigError: when there are none.
+    """
+    if not arguments.only_online:
+        return None
+    path = Path(arguments.docs or ".") / "serve.json"
+    if not path.exists():
+        raise ConfigError(f"--only-online: {path} has no figures to go beside; leave it out once")
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+def contest(settings: ServeContestSettings, folder: Path, num_turns: int) -> dict[str, Any]:
+    """The figures of all contestants."""
     turns: dict[Entry, list[Answered]] = {}
     errors: dict[str, str] = {}
-    for number in range(1, arguments.turns + 1):
+    for number in range(1, num_turns + 1):
         for entry in entries(settings):
-            label = f"turn {number}/{arguments.turns}  {str(entry):<44}"
+            label = f"turn {number}/{num_turns}  {str(entry):<44}"
             try:
                 found = measure_entry(entry, settings, folder)
             except Exception as error:  # a peer's failure is a finding
@@ -206,12 +232,7 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
                 continue
             turns.setdefault(entry, []).append(found)
             print(f"{label} {found.speed:8,.1f} tokens a {found.unit}", flush=True)
-    print("through HTTP, with and without a front, and the engine alone …", flush=True)
-    figures = {
-        **collect_serving(settings, turns, errors),
-        **online(folder / "causal", settings.online),
-    }
-    show_serving({**figures, "load_average_before": load, "origin": provenance()}, arguments)
+    return collect_serving(settings, turns, errors)
 
 
 def show_serving(figures: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -265,6 +286,11 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     add_flags(parser)
     parser.set_defaults(config=str(ROOT / "jobs/configs/benchmark_serve.yaml"))
     parser.add_argument("--quick", action="store_true", help="a small model, in seconds")
+    parser.add_argument(
+        "--only-online",
+        action="store_true",
+        help="measure what HTTP adds, and leave the other figures in the folder of --docs",
+    )
     parser.add_argument("--turns", type=int, default=3, help="measurements of each by turns")
 
 

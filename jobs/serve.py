@@ -44,9 +44,11 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     # Read by Serve's processes when they start: an engine that is given up is not waited for.
     os.environ.setdefault("RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS", "1")
     os.environ.setdefault("RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S", "2")
-    from glm_dist.serve.proxy import environment
+    from glm_dist.serve.proxy import environment, haproxy_environment
 
     os.environ.update(environment(settings.limits))
+    if settings.proxy == "haproxy":
+        os.environ.update(haproxy_environment(settings.limits))
     import ray
     from ray import serve
     from ray.serve.config import HTTPOptions

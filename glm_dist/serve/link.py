@@ -1,8 +1,8 @@
 """The engine replica's end of the message stream: one connection a front, all its requests in it.
 
 It stands apart from Ray Serve, whose calls take two hops of several milliseconds each and count a
-stream that never ends as a request in work. What the engine gives for the first time goes out at
-once, what follows is collected for at most `COLLECT_SECONDS`; a front that does not read is left.
+stream that never ends as a request in work. What a request gives for the first time goes out at
+once, what follows `COLLECT_SECONDS` after what went before; a front that does not read is left.
 """
 
 import asyncio
@@ -19,7 +19,8 @@ from glm_dist.serve.engine_thread import Arrived, EngineThread
 from glm_dist.serve.wire import LONGEST_LINE, NEWS, ORDERS, News, Refusal, Vitals
 
 logger = logging.getLogger(__name__)
-COLLECT_SECONDS = 0.02
+COLLECT_SECONDS = 0.005
+LEAVE_LOOK_SECONDS = 0.02
 HEARTBEAT_SECONDS = 0.5
 HELLO_SECONDS = 5.0
 UNREAD_BYTES = 64 << 20
@@ -67,7 +68,7 @@ class EngineServer:
         self._is_leaving = True
         self._tell_all()
         while self._fronts:
-            await asyncio.sleep(COLLECT_SECONDS)
+            await asyncio.sleep(LEAVE_LOOK_SECONDS)
 
     async def close(self) -> None:
         """Hang up at once; fronts ask others for what was going on."""
@@ -119,6 +120,7 @@ class _Front:
         self._listeners: dict[str, _Listener] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._loop = asyncio.get_running_loop()
+        self._sent = 0.0
 
     def take(self, line: bytes) -> None:
         """Do what an order says."""
@@ -148,6 +150,7 @@ class _Front:
         if self._timer is not None:
             self._timer.cancel()
         news, self.news, self._timer = self.news, News(), None
+        self._sent = self._loop.time()
         if self._writer.is_closing():
             return
         self._writer.write(NEWS.write(news))
@@ -156,9 +159,9 @@ class _Front:
             self._writer.transport.abort()
 
     def send_soon(self) -> None:
-        """Everything collected, when the time of collecting is over."""
+        """Everything that a step gives, and no sooner than the time of collecting is over."""
         if self._timer is None:
-            self._timer = self._loop.call_later(COLLECT_SECONDS, self.send)
+            self._timer = self._loop.call_at(self._sent + COLLECT_SECONDS, self.send)
 
 
 class _Listener:

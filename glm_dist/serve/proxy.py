@@ -4,7 +4,9 @@ It stands apart because Serve answers by itself where no front can: in plain tex
 of its own choice. Serve calls `middlewares` by its import path, which `environment` gives.
 """
 
+import math
 import os
+import socket
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -43,6 +45,21 @@ def environment(limits: RequestLimits) -> dict[str, str]:
         HEADER_SECONDS: str(limits.header_seconds),
         READING_SECONDS: str(limits.reading_seconds),
     }
+
+
+def haproxy_environment(limits: RequestLimits) -> dict[str, str]:
+    """Variables that a Ray needs when it starts, for Serve to put HAProxy before the fronts.
+
+    It has one patience for clients that neither send nor read.
+    """
+    patience = max(limits.header_seconds, limits.body_seconds, limits.reading_seconds)
+    values = {
+        "TIMEOUT_CLIENT_S": math.ceil(patience),
+        "STATS_PORT": _free_port(),
+        "METRICS_PORT": _free_port(),
+    }
+    named = {f"RAY_SERVE_HAPROXY_{name}": str(value) for name, value in values.items()}
+    return {"RAY_SERVE_ENABLE_HA_PROXY": "1", **named}
 
 
 def middlewares() -> list[Middleware]:
@@ -92,6 +109,11 @@ class Refusals:
                 await error_response(_failure(refused))(scope, receive, send)
 
         await self._app(scope, receive, pass_on)
+
+
+def _free_port() -> int:
+    with socket.create_server(("", 0)) as probe:
+        return int(probe.getsockname()[1])
 
 
 def _asked(scope: Scope) -> str | None:

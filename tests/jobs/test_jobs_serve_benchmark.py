@@ -5,6 +5,7 @@ import json
 import benchmark
 import pytest
 from _serve_contest import QUICK, Answered, Entry, entries
+from _serve_online import SERVED
 from _serve_page import collect, describe
 
 
@@ -58,7 +59,7 @@ def test_the_quick_size_measures_all_and_writes_page_figures_and_picture(
     assert figures["equal_tokens_fp32"] is True
     assert figures["errors"] == {}
     assert figures["http_throughput_share"] > 0
-    assert figures["online"]["paths"].keys() == {"engine", "front off", "front on"}
+    assert figures["online"]["paths"].keys() == {"engine", *SERVED}
     assert figures["vs_transformers_best"].keys() == {"1", "4"}
     assert all(cell["speed"] > 0 for cell in figures["cells"])
     page = (tmp_path / "docs/serve.md").read_text()

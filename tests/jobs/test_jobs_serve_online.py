@@ -1,9 +1,21 @@
 """What HTTP and Ray add is measured on all paths, over requests that are answered whole."""
 
 import pytest
-from _serve_online import PATHS, OnlineSettings, closed_loop, online, open_loop, opened, requests_of
+from _serve_online import (
+    PATHS,
+    SERVED,
+    OnlineSettings,
+    added,
+    closed_loop,
+    online,
+    open_loop,
+    opened,
+    requests_of,
+)
 from _serve_online_page import describe_online, draw_online
 from serving import write_model
+
+from glm_dist.metrics.provenance import provenance
 
 SMALL = OnlineSettings(num_requests=12, num_clients=4, turns=1, answer_tokens=(4, 16))
 
@@ -25,18 +37,15 @@ def test_the_page_shows_all_paths_and_what_they_cost(tmp_path):
         times = {"p50": first, "p90": first, "p99": 2 * first}
         return {"ttft_ms": times, "between_ms": times, "tokens_per_second": speed}
 
-    paths = dict(zip(PATHS, (cost(20, 200), cost(26, 190), cost(29, 180)), strict=True))
-    found = {"paths": paths, "arrivals_per_second": 2.5, "settings": SMALL.model_dump()}
-    figures = {
-        "http_ttft_ms_added": 6.0,
-        "http_throughput_share": 0.95,
-        "front": {"http_ttft_ms_added": 9.0, "http_throughput_share": 0.9},
-        "online": found,
-    }
-    text = describe_online(figures)
-    assert "add 6.0 ms" in text
+    costs = [cost(20 + 3 * place, 200 - 10 * place) for place in range(len(PATHS))]
+    paths = dict(zip(PATHS, costs, strict=True))
+    found = {"paths": paths, "added": {path: added(paths[path], costs[0]) for path in SERVED}}
+    found |= {"arrivals_per_second": 2.5, "settings": SMALL.model_dump(), "origin": provenance()}
+    text = describe_online({**found["added"]["haproxy, front off"], "online": found})
+    assert "add 3.0 ms" in text
     assert "leave 95.0% of" in text
-    assert "| front on | 29.0 | 58.0 | 29.0 | 58.0 | 180.0 |" in text
+    assert "| engine | 20.0 | 40.0 | 20.0 | 40.0 | 200.0 |  |  |" in text
+    assert "| ray, front on | 32.0 | 64.0 | 32.0 | 64.0 | 160.0 | +12.0 | 80.0% |" in text
     draw_online(tmp_path / "online.png", found)
     assert (tmp_path / "online.png").stat().st_size > 5000
 
@@ -51,9 +60,6 @@ def test_all_paths_are_measured_against_the_engine_alone(tmp_path, monkeypatch):
     for path in paths.values():
         assert path["tokens_per_second"] > 0
         assert 0 < path["ttft_ms"]["p50"] <= path["ttft_ms"]["p99"]
-    alone, off = (paths[name] for name in PATHS[:2])
-    added = off["ttft_ms"]["p50"] - alone["ttft_ms"]["p50"]
-    assert figures["http_ttft_ms_added"] == pytest.approx(added)
-    assert figures["http_throughput_share"] == pytest.approx(
-        off["tokens_per_second"] / alone["tokens_per_second"]
-    )
+    expected = added(paths["haproxy, front off"], paths["engine"])
+    assert {name: figures[name] for name in expected} == expected
+    assert figures["online"]["added"].keys() == SERVED.keys()
