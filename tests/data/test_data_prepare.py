@@ -158,6 +158,17 @@ def test_a_folder_of_other_settings_is_not_overwritten_unasked(dataset, corpus):
         prepare(settings(corpus, dataset.folder, validation_share=0.2))
 
 
+def test_a_setting_of_a_later_release_leaves_datasets_as_they_are(dataset, corpus):
+    class Later(PrepareSettings):
+        added: str | None = None
+
+    chosen = settings(corpus, dataset.folder)
+    same = Later(**chosen.model_dump(exclude_unset=True))
+    assert prepare(same).fingerprint == dataset.fingerprint
+    with pytest.raises(DataError, match="other settings"):
+        prepare(same.model_copy(update={"added": "given"}))
+
+
 def test_a_flipped_bit_and_a_missing_shard_are_refused_by_name(dataset, tmp_path):
     import shutil
 

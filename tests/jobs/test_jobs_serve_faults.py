@@ -63,9 +63,12 @@ def failed(outcomes, oracle):
     ]
 
 
-def test_no_client_notices_a_killed_engine_and_sigterm_lets_streams_end(home, oracle, faults):
+@pytest.mark.parametrize("proxy", ["ray", pytest.param("haproxy", marks=pytest.mark.slow)])
+def test_no_client_notices_a_killed_engine_and_sigterm_lets_streams_end(
+    proxy, home, oracle, faults
+):
     """S1, S2 and S17, one of each; the slow tests do the whole of them."""
-    with Served(home, "model=models/tiny", "num_replicas=2") as served:
+    with Served(home, "model=models/tiny", "num_replicas=2", f"proxy={proxy}") as served:
         wait_for_engines(served, 2)
         load = Load(served.url, oracle.body, stream=True)
         outcomes = disturbed(load, 4, lambda: served.signal("engine"))

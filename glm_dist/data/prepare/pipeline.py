@@ -86,10 +86,13 @@ def with_sample_corpus(settings: PrepareSettings) -> PrepareSettings:
 
 
 def _claim(work: Work, partitions: Sequence[Partition]) -> None:
-    """Make the folder ours, or find that it is: by a hash of settings and inputs."""
+    """Make the folder ours, or find that it is: by a hash of inputs and of settings that are given.
+
+    A setting that a later release adds, left at its default, does not make another dataset.
+    """
     ignored = set() if work.settings.exclude else {"exclude_ngram"}
     ignored |= SETTINGS_THAT_DO_NOT_MATTER
-    chosen = work.settings.model_dump(mode="json", exclude=ignored)
+    chosen = work.settings.model_dump(mode="json", exclude=ignored, exclude_defaults=True)
     inputs = [[(part.path, part.start, part.size) for part in one.parts] for one in partitions]
     key = hashlib.sha256(json.dumps([chosen, inputs], sort_keys=True).encode()).hexdigest()
     marker = work.folder / "key.txt"
