@@ -72,6 +72,8 @@ def main(settings: GenerationJobSettings, arguments: argparse.Namespace) -> int:
         language: held_out_starts(dataset, language, settings.num_texts, *lengths)
         for language in dataset.languages
     }
+    for language in [language for language, starts in real.items() if not starts]:
+        print(f"no text      {language}: no held-out document has {sum(lengths)} tokens")
     sampling = GenerationSettings(
         max_new_tokens=settings.text_tokens,
         temperature=settings.temperature,

@@ -73,7 +73,8 @@ def generation_entry(
 
     Args:
         predicted: by arm, what it made of the held-out text; `glm` is there.
-        written: by arm and language what it wrote, and under `text` what really follows.
+        written: by arm and language what it wrote, and under `text` what really follows; a language
+            may have none.
     """
     bits = {name: one.bits_per_byte() for name, one in predicted.items()}
     ours = interval([bits["glm"]])
@@ -81,7 +82,7 @@ def generation_entry(
     for name in [*predicted, *(name for name in written if name not in predicted)]:
         scores = _bits_by_language(predicted[name]) if name in predicted else {}
         for language, texts in written.get(name, {}).items():
-            scores |= _variety(language, [one.text for one in texts])
+            scores |= _variety(language, [one.text for one in texts]) if texts else {}
         value = interval([bits[name]]) if name in bits else None
         arms[name] = {
             "score": None if value is None else value.value,
@@ -104,6 +105,7 @@ def generation_entry(
         "samples": {
             language: [one._asdict() for one in texts[:NUM_SHOWN]]
             for language, texts in written.get("glm", {}).items()
+            if texts
         },
     }
 

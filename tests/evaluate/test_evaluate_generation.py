@@ -49,7 +49,9 @@ def entry(dataset, model):
         "glm": predict(heldout, forward_of_model(model)),
         "ngram": predict(heldout, forward_of_ngrams(count_ngrams(dataset, rows, 3))),
     }
-    return generation_entry(found, {"glm": {"en": written}, "text": {"en": real}})
+    return generation_entry(
+        found, {"glm": {"en": written, "zh": []}, "text": {"en": real, "zh": []}}
+    )
 
 
 def test_beginnings_are_of_held_out_texts_and_the_same_ones_every_time(dataset):
@@ -76,6 +78,7 @@ def test_variety_is_measured_of_what_was_written_and_of_real_text(entry):
         assert 0 <= scores["repetition en"] < 50
     assert entry["arms"]["text"]["score"] is None
     assert len(entry["samples"]["en"]) == 10
+    assert "zh" not in entry["samples"]
 
 
 def test_the_page_shows_the_samples_and_the_picture_leaves_out_what_is_no_share(entry, tmp_path):
