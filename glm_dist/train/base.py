@@ -26,7 +26,7 @@ from glm_dist.train.settings import PretrainSettings
 logger = logging.getLogger(__name__)
 
 FOLDER = "base"
-LARGEST_VOCABULARY, SMALLEST_VOCABULARY = 8000, 600
+LARGEST_VOCABULARY, SMALLEST_VOCABULARY = 8000, 600  # beside a piece for each character
 BYTES_PER_PIECE = 100
 """So much text stands behind each piece of the vocabulary."""
 BATCH_ROWS = 16
@@ -49,16 +49,21 @@ def prepare_texts(settings: FinetuneSettings) -> TokenDataset:
         PrepareSettings(
             output=str(folder / "data"),
             sources=[SourceSettings(name="training texts", path=str(path))],
-            tokenizer=_tokenizer_settings(path.stat().st_size, settings.seed),
+            tokenizer=_tokenizer_settings(texts, settings.seed),
             validation_share=VALIDATION_SHARE,
         )
     )
 
 
-def _tokenizer_settings(num_bytes: int, seed: int) -> TokenizerSettings:
-    """Of a tokenizer for a text of so many bytes."""
-    vocab_size = max(SMALLEST_VOCABULARY, min(LARGEST_VOCABULARY, num_bytes // BYTES_PER_PIECE))
-    return TokenizerSettings(vocab_size=vocab_size, seed=seed)
+def _tokenizer_settings(texts: Sequence[str], seed: int) -> TokenizerSettings:
+    """Of a tokenizer for these texts: the more of them, the more pieces, and one a character."""
+    by_bytes = min(LARGEST_VOCABULARY, _num_bytes(texts) // BYTES_PER_PIECE)
+    by_characters = len(set().union(*texts)) + SMALLEST_VOCABULARY
+    return TokenizerSettings(vocab_size=max(by_bytes, by_characters), seed=seed)
+
+
+def _num_bytes(texts: Sequence[str]) -> int:
+    return sum(len(text.encode()) for text in texts)
 
 
 def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
@@ -76,10 +81,9 @@ def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]
             break
         texts.append(text)
         length += len(text)
-    num_bytes = sum(len(text.encode()) for text in texts)
-    if num_bytes < SMALLEST_VOCABULARY * BYTES_PER_PIECE:
+    if _num_bytes(texts) < SMALLEST_VOCABULARY * BYTES_PER_PIECE:
         return
-    own = train_tokenizer(texts, _tokenizer_settings(num_bytes, seed=0))
+    own = train_tokenizer(texts, _tokenizer_settings(texts, seed=0))
     theirs, ours = (sum(len(one.encode(text)) for text in texts) for one in (tokenizer, own))
     if theirs >= MOST_TOKENS * ours:
         logger.warning(

@@ -35,3 +35,11 @@ def test_a_base_that_read_such_text_is_not_warned_about(caplog):
 def test_a_few_texts_are_nothing_to_judge_a_tokenizer_by(caplog):
     check_tokenizer(BASE, small_tokenizer(), examples(chinese(20)))
     assert not caplog.text
+
+
+def test_texts_of_many_different_characters_are_judged_too(caplog):
+    rng = random.Random(0)
+    characters = [chr(0x4E00 + number) for number in range(3000)]
+    texts = ["".join(rng.choices(characters, k=20)) for _ in range(1200)]
+    check_tokenizer(BASE, small_tokenizer(), examples(texts))
+    assert "init_from: the tokenizer of runs/films needs" in caplog.text
