@@ -2,7 +2,7 @@
 
 It stands apart from Ray Serve, whose calls take two hops of several milliseconds each and count a
 stream that never ends as a request in work. What a request gives for the first time goes out at
-once, what follows `COLLECT_SECONDS` after what went before; a front that does not read is left.
+once, what follows at least `COLLECT_SECONDS` after the last; a front that does not read is left.
 """
 
 import asyncio
