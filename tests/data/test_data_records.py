@@ -32,7 +32,7 @@ def write(tmp_path, name, data):
     [
         ("a.csv", CSV),
         ("a.csv", b"\xef\xbb\xbf" + CSV),
-        ("a.csv.gz", gzip.compress(CSV)),
+        ("a.csv.gz", gzip.compress(CSV, mtime=0)),
         ("a.jsonl", JSONL),
         ("a.json", json.dumps(OBJECTS).encode()),
         ("a.json", json.dumps({"data": OBJECTS}).encode()),

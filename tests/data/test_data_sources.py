@@ -41,7 +41,7 @@ def write(tmp_path, name, data):
     ("name", "data"),
     [
         ("a.jsonl", JSONL),
-        ("a.jsonl.gz", gzip.compress(JSONL)),
+        ("a.jsonl.gz", gzip.compress(JSONL, mtime=0)),
         ("a.jsonl.bz2", bz2.compress(JSONL)),
         ("a.jsonl.zst", zstandard.compress(JSONL)),
         ("a.json", json.dumps(RECORDS).encode()),
