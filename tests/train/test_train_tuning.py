@@ -149,7 +149,12 @@ def test_an_adapter_beside_a_model_that_would_have_to_grow_is_refused(base, data
 def test_a_run_does_not_go_on_beside_another_base(base, tmp_path):
     moved = tmp_path / "moved"
     shutil.copytree(base.folder / "model", moved)
-    settings = make_settings(base.dataset, init_from=str(moved), tuning=KINDS["p_tuning"])
+    settings = make_settings(
+        base.dataset,
+        init_from=str(moved),
+        tuning=KINDS["p_tuning"],
+        checkpoints={"every_steps": 4, "asynchronous": False},  # the first is there when it is due
+    )
     runner = Runner(base.dataset, settings, tmp_path / "run")
     with pytest.raises(KilledError):
         runner.run(break_at=6)
