@@ -59,16 +59,14 @@ def draw_online(path: Path, found: dict[str, Any]) -> None:
     paths = found["paths"]
     figure = Figure(figsize=(11, 3), layout="constrained")
     panels = [(f"ms {label}, median", name) for name, label in COLUMNS]
-    *times, speed = figure.subplots(1, len(panels) + 1)
+    *times, speed = figure.subplots(1, len(panels) + 1, sharey=True)
     for axes, (title, name) in zip(times, panels, strict=True):
         axes.barh(list(paths), [cost[name]["p50"] for cost in paths.values()], height=0.6)
         axes.set_title(title, fontsize=10)
     speed.barh(list(paths), [cost["tokens_per_second"] for cost in paths.values()], height=0.6)
     speed.set_title(f"tokens/s, {found['settings']['num_clients']} clients", fontsize=10)
     for axes in (*times, speed):
-        axes.invert_yaxis()
         axes.spines[["top", "right"]].set_visible(False)
-    for axes in (*times, speed)[1:]:
-        axes.set_yticklabels([])
+    speed.invert_yaxis()  # of all three: they share it
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")

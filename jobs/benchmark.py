@@ -204,13 +204,18 @@ def offline_figures(arguments: argparse.Namespace) -> dict[str, Any] | None:
     """Those that lie in the folder of docs, where the online part alone is measured.
 
     Raises:
-        ConfigError: when there are none.
+        ConfigError: when there are none, or the new ones would be of another model.
     """
     if not arguments.only_online:
         return None
-    path = Path(arguments.docs or ".") / "serve.json"
+    if arguments.docs is None or arguments.quick:
+        raise ConfigError(
+            "--only-online: its figures go beside those of a whole benchmark; say where these lie "
+            "by --docs, and leave --quick out"
+        )
+    path = Path(arguments.docs) / "serve.json"
     if not path.exists():
-        raise ConfigError(f"--only-online: {path} has no figures to go beside; leave it out once")
+        raise ConfigError(f"--only-online: {path} is not there; leave it out once to measure all")
     return dict(json.loads(path.read_text(encoding="utf-8")))
 
 

@@ -22,7 +22,7 @@ from _job import model_path, run_job
 from _ray import connect, found_address, is_reachable
 
 from glm_dist.config import home, output_path
-from glm_dist.errors import LaunchError
+from glm_dist.errors import ConfigError, LaunchError
 from glm_dist.serve.settings import HostedModel, ServeSettings
 
 APPLICATION = "glm"
@@ -47,7 +47,14 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.serve.proxy import environment, haproxy_environment
 
     os.environ.update(environment(settings.limits))
+    found = found_address()
     if settings.proxy == "haproxy":
+        if found is not None:
+            raise ConfigError(
+                f"proxy: got 'haproxy', but the Ray at {found} runs already, and the environment "
+                "that it was started in decides; start it with RAY_SERVE_ENABLE_HA_PROXY=1 and "
+                "leave proxy out"
+            )
         os.environ.update(haproxy_environment(settings.limits))
     import ray
     from ray import serve
@@ -58,7 +65,7 @@ def main(settings: ServeSettings, arguments: argparse.Namespace) -> int:
     from glm_dist.serve.opening import check_room
 
     application = build(settings)
-    is_own = found_address() is None
+    is_own = found is None
     if is_own:  # else engines start on other machines, too, and check for themselves
         check_room(settings)
     logging.getLogger("ray").setLevel(logging.ERROR)

@@ -26,7 +26,10 @@ from glm_dist.train.settings import PretrainSettings
 logger = logging.getLogger(__name__)
 
 FOLDER = "base"
-LARGEST_VOCABULARY, SMALLEST_VOCABULARY = 8000, 600  # beside a piece for each character
+LARGEST_VOCABULARY = 8000
+"""What more text does not enlarge."""
+BEYOND_CHARACTERS = 600
+"""Pieces that a vocabulary has at least beside one for each character."""
 BYTES_PER_PIECE = 100
 """So much text stands behind each piece of the vocabulary."""
 BATCH_ROWS = 16
@@ -34,6 +37,8 @@ PEAK_LEARNING_RATE = 2e-3
 VALIDATION_SHARE = 0.05
 MOST_TOKENS = 1.5
 """Times the tokens of a tokenizer made for a text, from which on another one does not fit it."""
+FEWEST_BYTES = 60_000
+"""Less text does not tell how a tokenizer fits."""
 FIT_CHARACTERS = 500_000
 """So much text tells how a tokenizer fits, in a second or two."""
 
@@ -57,13 +62,10 @@ def prepare_texts(settings: FinetuneSettings) -> TokenDataset:
 
 def _tokenizer_settings(texts: Sequence[str], seed: int) -> TokenizerSettings:
     """Of a tokenizer for these texts: the more of them, the more pieces, and one a character."""
-    by_bytes = min(LARGEST_VOCABULARY, _num_bytes(texts) // BYTES_PER_PIECE)
-    by_characters = len(set().union(*texts)) + SMALLEST_VOCABULARY
+    num_bytes = sum(len(text.encode()) for text in texts)
+    by_bytes = min(LARGEST_VOCABULARY, num_bytes // BYTES_PER_PIECE)
+    by_characters = len(set().union(*texts)) + BEYOND_CHARACTERS
     return TokenizerSettings(vocab_size=max(by_bytes, by_characters), seed=seed)
-
-
-def _num_bytes(texts: Sequence[str]) -> int:
-    return sum(len(text.encode()) for text in texts)
 
 
 def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]) -> None:
@@ -81,7 +83,7 @@ def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]
             break
         texts.append(text)
         length += len(text)
-    if _num_bytes(texts) < SMALLEST_VOCABULARY * BYTES_PER_PIECE:
+    if sum(len(text.encode()) for text in texts) < FEWEST_BYTES:
         return
     own = train_tokenizer(texts, _tokenizer_settings(texts, seed=0))
     theirs, ours = (sum(len(one.encode(text)) for text in texts) for one in (tokenizer, own))

@@ -48,6 +48,21 @@ def test_ratios_are_against_the_fastest_peer_and_the_worst_of_them_is_shown():
     assert not collect(QUICK, turns, {})["equal_tokens_fp32"]
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "by --docs"),
+        (["--quick", "--docs", "{docs}"], "leave --quick out"),
+        (["--docs", "{docs}"], "serve.json is not there"),
+    ],
+)
+def test_the_online_part_alone_needs_figures_to_go_beside(flags, message, tmp_path, capsys):
+    flags = [flag.format(docs=tmp_path) for flag in flags]
+    assert benchmark.run("serve", ["--only-online", *flags]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_the_quick_size_measures_all_and_writes_page_figures_and_picture(
     tmp_path, monkeypatch, capsys
