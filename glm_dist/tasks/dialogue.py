@@ -88,6 +88,10 @@ class Turns(Task[S], Generic[S]):
             turns.insert(0, Turn("system", system))
         return turns
 
+    def texts(self, example: Example) -> list[str]:
+        """What everyone says, the answers too."""
+        return [turn.text for turn in self.turns(example)]
+
     def _sample(self, before: Sequence[Turn], text: str) -> TaskSample:
         limit = self.binding.max_tokens
         answer = self.tokenizer.encode(text)[: int(limit * self.settings.max_answer_share) - 1]

@@ -94,28 +94,49 @@ def take(examples: Sequence[Example], count: int | None, seed: int) -> list[Exam
 
 
 def cut(
-    examples: Sequence[Example], share: float, field: str, split: str, seed: int
+    examples: Sequence[Example], share: float, fields: Sequence[str], split: str, seed: int
 ) -> tuple[list[Example], list[Example]]:
     """What stays for training and what is held out, drawn by the seed.
 
-    Examples of which `field` reads the same stay together, so that none is held out and learnt.
+    Examples that read the same in one of `fields` stay together, and so do those between which
+    others make a chain, so that none is held out and learnt.
 
     Raises:
         DataError: when there are too few examples to share.
     """
-    texts = list(dict.fromkeys(example.text(field) for example in examples))
-    count = max(1, round(share * len(texts)))
-    if count >= len(texts):
+    groups = _groups(examples, fields)
+    different = list(dict.fromkeys(groups))
+    count = max(1, round(share * len(different)))
+    if count >= len(different):
         raise DataError(
-            f"task.train: holds {len(texts)} different example(s), too few to cut a {split} part "
-            f"from; give more, or a task.{split} of their own"
+            f"task.train: holds {len(different)} different example(s), too few to cut a {split} "
+            f"part from; give more, or a task.{split} of their own"
         )
-    order = Permutation(len(texts), seed)(np.arange(count))
-    held_out = {texts[number] for number in order.tolist()}
+    order = Permutation(len(different), seed)(np.arange(count))
+    held_out = {different[number] for number in order.tolist()}
     parts: tuple[list[Example], list[Example]] = ([], [])
-    for example in examples:
-        parts[example.text(field) in held_out].append(example)
+    for example, group in zip(examples, groups, strict=True):
+        parts[group in held_out].append(example)
     return parts
+
+
+def _groups(examples: Sequence[Example], fields: Sequence[str]) -> list[int]:
+    """For each example the number of the first one that it is connected with."""
+    leaders = list(range(len(examples)))
+
+    def leader(number: int) -> int:
+        while leaders[number] != number:
+            number = leaders[number]
+        return number
+
+    for field in fields:
+        seen: dict[str, int] = {}
+        for number, example in enumerate(examples):
+            first, second = sorted(
+                (leader(seen.setdefault(example.text(field), number)), leader(number))
+            )
+            leaders[second] = first
+    return [leader(number) for number in range(len(examples))]
 
 
 def raise_problems(problems: Sequence[str]) -> None:

@@ -189,6 +189,10 @@ class Labelling(Task[LabellingSettings]):
         """Its tags."""
         return list(example.fields["tags"])
 
+    def texts(self, example: Example) -> list[str]:
+        """The sentence."""
+        return [self.shown(example)]
+
     def shown(self, example: Example) -> str:
         """The tokens, with spaces where a reader expects them."""
         return "".join(_with_spaces(example.fields["tokens"]))

@@ -72,6 +72,11 @@ class TaskSettings(Settings):
     language: str | None = None
     """Code such as en or zh, for scores and figures by language; guessed from the text if null."""
 
+    @property
+    def kept_together(self) -> tuple[str, ...]:
+        """Examples that read the same in one of these fields are learnt or held out together."""
+        return self.fields[:1]
+
     @model_validator(mode="after")
     def _check_columns(self) -> "TaskSettings":
         known = (*self.fields, *self.optional_fields)

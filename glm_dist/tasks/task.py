@@ -191,6 +191,11 @@ class Task(ABC, Generic[S]):
             told["probs"] = dict(zip(self.labels, answer.probabilities, strict=True))
         return told
 
+    def texts(self, example: Example) -> list[str]:
+        """What there is to read in an example, its answer apart."""
+        fields = self.settings.fields
+        return [example.text(name) for name in fields if name != self.settings.answer_field]
+
     def shown(self, example: Example) -> str:
         """The example as a person reads it."""
         return " / ".join(example.text(name) for name in self.settings.fields if name != "label")

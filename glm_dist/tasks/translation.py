@@ -23,6 +23,11 @@ class TranslationSettings(TextToTextSettings):
     """Each pair is learnt from target to source too; scores are those of source to target."""
     template: str = "{source_language} to {target_language}: {source}\n[gMASK]"
 
+    @property
+    def kept_together(self) -> tuple[str, ...]:
+        """Sentences of both languages."""
+        return ("source", "target")
+
     @model_validator(mode="after")
     def _check_tags(self) -> "TranslationSettings":
         if self.both_directions and "{target_language}" not in self.template:

@@ -96,11 +96,11 @@ def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
     )
     if not train:
         raise DataError("task.train: names no examples; give a file, a folder or a glob")
-    field = task.fields[0]
+    fields = task.kept_together
     if not test and task.test_share:
-        train, test = cut(train, task.test_share, field, "test", FIXED_SEED)
+        train, test = cut(train, task.test_share, fields, "test", FIXED_SEED)
     if not dev:
-        train, dev = cut(train, task.dev_share, field, "dev", seed)
+        train, dev = cut(train, task.dev_share, fields, "dev", seed)
     kind = TASKS[task.kind]
     train, dev = (kind.choose(task, examples, seed) for examples in (train, dev))
     splits = {"train": train, "validation": dev, "test": test}

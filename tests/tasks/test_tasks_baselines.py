@@ -109,6 +109,27 @@ def test_predictions_do_not_depend_on_their_neighbours():
     assert alone == pytest.approx(together, abs=1e-6)
 
 
+def test_padded_directions_compute_what_the_packed_bidirectional_lstm_does():
+    texts, labels = reviews(40, 5)
+    model = LstmClassifier(texts, labels, SMALL.model_copy(update={"dropout": 0.0})).model
+    packing = torch.nn.LSTM(16, 16, 2, batch_first=True, bidirectional=True)
+    for number, layer in enumerate(model.layers):
+        for ours, suffix in ((layer.ahead, ""), (layer.behind, "_reverse")):
+            for name, weight in ours.named_parameters():
+                getattr(packing, name.replace("_l0", f"_l{number}{suffix}")).data.copy_(weight)
+    lengths = torch.tensor([9, 1, 5, 7])
+    tokens = torch.randint(2, 20, (4, 9))
+    packed = torch.nn.utils.rnn.pack_padded_sequence(
+        model.embedding(tokens), lengths, batch_first=True, enforce_sorted=False
+    )
+    states, (last, _) = packing(packed)
+    states, _ = torch.nn.utils.rnn.pad_packed_sequence(states, batch_first=True)
+    of_texts, of_tokens = model(tokens, lengths)
+    is_text = torch.arange(9) < lengths[:, None]
+    torch.testing.assert_close(of_texts, model.output(torch.cat((last[-2], last[-1]), dim=1)))
+    torch.testing.assert_close(of_tokens[is_text], model.output(states)[is_text])
+
+
 def test_taggers_learn_what_a_token_and_what_its_neighbours_say():
     rng = random.Random(0)
     sentences, tags = [], []

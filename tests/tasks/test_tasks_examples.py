@@ -125,14 +125,34 @@ def test_a_part_is_cut_by_the_seed_and_repeated_texts_stay_together(tmp_path):
         train=write(tmp_path, "a.csv", "text,label\n" + "\n".join(lines) + "\n")
     )
     examples = read_examples(settings, "train")
-    kept, held_out = cut(examples, 0.25, "text", "dev", seed=3)
+    kept, held_out = cut(examples, 0.25, ["text"], "dev", seed=3)
     assert len(held_out) == 20
     assert not {one.text("text") for one in kept} & {one.text("text") for one in held_out}
     assert sorted(map(str, kept + held_out)) == sorted(map(str, examples))
-    assert cut(examples, 0.25, "text", "dev", seed=3) == (kept, held_out)
-    assert cut(examples, 0.25, "text", "dev", seed=4)[1] != held_out
+    assert cut(examples, 0.25, ["text"], "dev", seed=3) == (kept, held_out)
+    assert cut(examples, 0.25, ["text"], "dev", seed=4)[1] != held_out
     with pytest.raises(DataError, match=r"too few to cut a dev part from.*task\.dev"):
-        cut(examples[:1], 0.25, "text", "dev", seed=3)
+        cut(examples[:1], 0.25, ["text"], "dev", seed=3)
+
+
+def test_pairs_that_share_a_sentence_of_either_language_stay_together(tmp_path):
+    pairs = [("Hi", "你好"), ("Hello", "你好"), ("Hello", "您好"), ("Bye", "再见"), ("Yes", "是")]
+    path = write(tmp_path, "a.jsonl", "\n".join(json.dumps(pair) for pair in pairs))
+    settings = TranslationSettings(train=path, columns={"source": 0, "target": 1})
+    examples = read_examples(settings, "train")
+    for seed in range(10):
+        parts = cut(examples, 0.5, settings.kept_together, "test", seed)
+        texts = [{text for one in part for text in one.fields.values()} for part in parts]
+        assert not texts[0] & texts[1]
+        assert sum(map(len, parts)) == len(pairs)
+
+
+def test_so_many_are_taken_by_a_seed(tmp_path):
+    lines = [f"text {number},{number}" for number in range(80)]
+    settings = ClassificationSettings(
+        train=write(tmp_path, "a.csv", "text,label\n" + "\n".join(lines) + "\n")
+    )
+    examples = read_examples(settings, "train")
     assert take(examples, 10, 1) == take(examples, 10, 1)
     assert take(examples, 10, 1) != take(examples, 10, 2)
 
