@@ -52,6 +52,14 @@ def test_every_format_gives_the_same_texts(tmp_path, name, data):
     assert read(write(tmp_path, name, data)) == TEXTS
 
 
+def test_the_folder_of_outputs_is_known_where_no_variable_says_it(tmp_path, monkeypatch):
+    monkeypatch.delenv("GLM_DIST_HOME", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".glm_dist").mkdir()
+    write(tmp_path / ".glm_dist", "a.jsonl", JSONL)
+    assert read("${GLM_DIST_HOME}/a.jsonl") == TEXTS
+
+
 def test_parquet_gives_its_text_column_and_names_what_it_lacks(tmp_path):
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"id": [1, 2, 3], "text": TEXTS}), path)

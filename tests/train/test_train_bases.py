@@ -34,3 +34,7 @@ def test_the_bases_read_the_dataset_that_is_cleared_of_evaluation_text():
     assert data.exclude_ngram == 13
     sources = {source.path for source in data.sources}
     assert not sources.intersection(data.exclude)
+    # Of a task whose parts are cut from one file, the other one is kept out.
+    learnt = {path for path in sources if "task_texts" in path}
+    assert learnt
+    assert {path.replace("train.jsonl", "test.jsonl") for path in learnt} <= set(data.exclude)

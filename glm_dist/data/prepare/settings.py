@@ -15,7 +15,7 @@ class SourceSettings(Settings):
     """Shown in counts and reports."""
     path: str
     """A file, a folder (read with all below it) or a glob; s3:// and gs:// where pyarrow knows.
-    Environment variables are filled in."""
+    Environment variables are filled in, ${GLM_DIST_HOME} with its default too."""
     language: str | None = None
     """Code such as en or zh; guessed a document from its script if not given."""
     format: Literal["auto", "text", "jsonl", "json", "csv", "tsv", "parquet"] = "auto"

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from pyarrow import fs
 
+from glm_dist.config import home
 from glm_dist.data.prepare.settings import PrepareSettings, SourceSettings
 from glm_dist.errors import DataError
 
@@ -107,7 +108,8 @@ def list_files(source: SourceSettings) -> list[tuple[str, int]]:
     """
     if "://" in source.path:
         return _list_remote(source)
-    path = Path(os.path.expandvars(source.path)).expanduser()
+    given = source.path.replace("${GLM_DIST_HOME}", str(home()))
+    path = Path(os.path.expandvars(given)).expanduser()
     if path.is_file():
         found = [path]
     elif path.is_dir():
