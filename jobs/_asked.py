@@ -32,6 +32,8 @@ class EvaluateSettings(Settings):
     task_config: str | None = None
     """Config of a task as jobs/finetune.py reads it, in place of the task that the model carries; a
     base model carries none."""
+    part: str | None = None
+    """Which task of a mixture; by default all of `task_config`'s, each with its own examples."""
     data: Files | None = None
     """File, folder or glob of the examples; aligned files as {source: a.en, target: a.de}. By
     default the test part of `task_config`."""
@@ -82,6 +84,7 @@ def asked_of(
         asked = _carried(settings, folder, model, tokenizer)
     else:
         asked = _configured(settings, settings.task_config, model, tokenizer)
+    asked = _part_of(asked, settings)
     task, test, train = _asked_otherwise(settings, asked.task, model), asked.test, asked.train
     columns = task.settings.columns if settings.columns is None else settings.columns
     if settings.data is not None:
@@ -98,6 +101,25 @@ def asked_of(
             "train: names no examples to be shown in context; give a file, or in_context=0"
         )
     return Asked(task, test, train)
+
+
+def _part_of(asked: Asked, settings: EvaluateSettings) -> Asked:
+    """One task of a mixture; the whole where none is named and no examples are to be read."""
+    from glm_dist.tasks.mixture import Mixture, examples_of
+
+    task, name = asked.task, settings.part
+    if not isinstance(task, Mixture):
+        if name is not None:
+            raise ConfigError(f"part: got {name!r}, and the task is no mixture; leave it out")
+        return asked
+    if name is None and settings.data is None and asked.test:
+        return asked
+    if name not in task.parts:
+        raise ConfigError(
+            f"part: got {name!r}; the model was tuned for several tasks, so name one of "
+            f"{', '.join(task.parts)}"
+        )
+    return Asked(task.parts[name], examples_of(name, asked.test), examples_of(name, asked.train))
 
 
 def _carried(

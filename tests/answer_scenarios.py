@@ -17,6 +17,15 @@ CASES = {
     "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
     "dialogue": ("dialogue", {"decoding": {"max_tokens": 6}}),
     "reply_choice": ("reply_choice", {}),
+    "mixture": (
+        "mixture",
+        {
+            "tasks": {
+                "kinds": {"kind": "classification", "verbalizers": {"x": "good", "y": "bad dull"}},
+                "turned": {"kind": "translation", "decoding": {"max_tokens": 6}},
+            }
+        },
+    ),
 }
 
 
@@ -39,6 +48,11 @@ def examples_of(kind, count=12):
             "dialogue": {"messages": [text, "a dog"]},
             "reply_choice": {"messages": [text, "a dog"], "candidates": ["a dog", "man", text]},
         }
+        fields["mixture"] = (
+            {"task": "turned", **fields["translation"]}
+            if number % 2
+            else {"task": "kinds", **fields["classification"]}
+        )
         found.append(Example(fields[kind], f"line {number}"))
     return found
 

@@ -80,8 +80,9 @@ def request_of(
     if question.options:
         options = [option.tolist() for option in question.options]
         return ScoreRequest(name, tokens, question.places[0], options)
+    decoding = question.decoding or task.decoding
     blanks = [
-        Blank(place, _sampling(task.decoding, room(len(tokens), place, settings)))
+        Blank(place, _sampling(decoding, room(len(tokens), place, settings)))
         for place in question.places
     ]
     return Request(name, tokens, blanks)

@@ -5,7 +5,7 @@ and of a text to be generated the loss says enough. What is added up over ranks 
 losses by example, so the figures do not depend on who held which row.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from glm_dist.errors import DataError
 from glm_dist.evaluate.heldout import AllSum, Evaluator, Forward
 from glm_dist.tasks import Binding, build_task, read_task
 from glm_dist.tasks.labelling import Labelling, find_spans
+from glm_dist.tasks.mixture import Mixture
 
 
 @dataclass(frozen=True)
@@ -195,6 +196,32 @@ class LossDev(_Dev):
         return figures["dev/loss"]
 
 
+class MixtureDev(LossDev):
+    """How likely the right texts of several tasks are, each task counting alike."""
+
+    def __init__(self, dev: DevRows, names: Sequence[str]) -> None:
+        super().__init__(dev)
+        self._names = names
+
+    def measure(self, forward: Forward, all_sum: AllSum) -> dict[str, float]:
+        """Loss in nats a token: the mean over the tasks, and of each."""
+        sums = np.zeros((2, len(self._names)))
+        for rows, compared in self._dev.batches():
+            token_losses, segments = forward(rows).losses, rows["segment_ids"]
+            for row, samples in enumerate(compared):
+                for segment, one in enumerate(samples, start=1):
+                    here = segments[row] == segment
+                    sums[0, one.gold] += token_losses[row][here].sum()
+                    sums[1, one.gold] += rows["loss_mask"][row][here].sum()
+        totals, counts = all_sum(sums.ravel()).reshape(sums.shape)
+        losses = {
+            f"dev/loss_{name}": float(total / count)
+            for name, total, count in zip(self._names, totals, counts, strict=True)
+            if count
+        }
+        return {"dev/loss": float(np.mean(list(losses.values()))), **losses}
+
+
 def build_dev(
     builder: RowBuilder, num_rows: int, micro_batch_size: int, rank: int = 0, world_size: int = 1
 ) -> Evaluator:
@@ -226,6 +253,8 @@ def _of_task(builder: SampleRowBuilder, dev: DevRows) -> Evaluator:
     task: Any = build_task(settings, binding)
     if isinstance(task, Labelling):
         return TagDev(dev, task)
+    if isinstance(task, Mixture):
+        return MixtureDev(dev, list(task.parts))
     if not task.labels:
         return LossDev(dev)
     if task.head.multi_label:

@@ -51,6 +51,13 @@ def page(
     )
 
 
+def mixture_page(names: Sequence[str], lines: Sequence[str], of_each: str) -> str:
+    """The scores of several tasks, and where the page `of_each` of them lies."""
+    pages = [f"- [{name}]({name}/{of_each})" for name in names]
+    scores = [f"- {line}" for line in lines]
+    return "\n".join([f"# {len(names)} tasks of one model\n", *scores, "\n## Each\n", *pages, ""])
+
+
 def length_section(examples: Sequence[str], score: Score) -> str:
     """The score by length of the text; empty where it is no mean over examples."""
     if not score.is_mean or len(score.statistics) != len(examples):

@@ -6,7 +6,7 @@ It stands apart from how answers come about, so that every model, ours or not, i
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +31,13 @@ from glm_dist.evaluate.task_page import (
     label_set_section,
     length_section,
     mistakes_section,
+    mixture_page,
     page,
 )
 from glm_dist.tasks import Answer, Task
 from glm_dist.tasks.examples import Example
 from glm_dist.tasks.labelling import spells_spans
+from glm_dist.tasks.mixture import NAME, Mixture
 
 PREDICTIONS, SCORES, PAGE = "predictions.jsonl", "scores.json", "report.md"
 CONFUSION = "confusion.svg"
@@ -60,7 +62,13 @@ class Scored:
 def score_answers(
     task: Task[Any], examples: Sequence[Example], answers: Sequence[Answer]
 ) -> list[Score]:
-    """The scores of the task's kind, the one that counts first."""
+    """The scores of the task's kind, the one that counts first; of a mixture those of each."""
+    if isinstance(task, Mixture):
+        return [
+            replace(score, name=f"{name} {score.name}")
+            for name, (part, theirs, ours) in _apart(task, examples, answers).items()
+            for score in score_answers(part, theirs, ours)
+        ]
     golds = [task.compared(one, task.gold(one)) for one in examples]
     values = [
         task.compared(one, answer.value) for one, answer in zip(examples, answers, strict=True)
@@ -109,16 +117,22 @@ def write_answers(
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_predictions(folder / PREDICTIONS, task, examples, answers)
+    if isinstance(task, Mixture):
+        scores = [
+            replace(score, name=f"{name} {score.name}")
+            for name, (part, theirs, ours) in _apart(task, examples, answers).items()
+            for score in write_answers(folder / name, part, theirs, ours, origin)
+        ]
+        kept: dict[str, Any] = _kept(scores, len(examples), origin)
+        _write(folder / SCORES, json.dumps(kept, indent=1, ensure_ascii=False))
+        _write(folder / PAGE, mixture_page(list(task.parts), list(map(str, scores)), PAGE))
+        return scores
     computed = score_answers(task, examples, answers)
     scores = [
         Scored(score.name, **interval([score])._asdict(), signature=score.signature)
         for score in computed
     ]
-    kept: dict[str, Any] = {
-        **origin,
-        "examples": len(examples),
-        "scores": list(map(asdict, scores)),
-    }
+    kept = _kept(scores, len(examples), origin)
     text = page(task, examples, answers, list(map(str, scores)), origin)
     text += length_section([task.shown(one) for one in examples], computed[0])
     if task.scoring == "labels":
@@ -129,6 +143,23 @@ def write_answers(
     _write(folder / SCORES, json.dumps(kept, indent=1, ensure_ascii=False))
     _write(folder / PAGE, text)
     return scores
+
+
+def _apart(
+    task: Mixture, examples: Sequence[Example], answers: Sequence[Answer]
+) -> dict[str, tuple[Task[Any], list[Example], list[Answer]]]:
+    """By name each task of a mixture that has examples, with these and their answers."""
+    pairs = list(zip(examples, answers, strict=True))
+    found = {}
+    for name, part in task.parts.items():
+        of_part = [pair for pair in pairs if pair[0].fields[NAME] == name]
+        if of_part:
+            found[name] = (part, [one for one, _ in of_part], [two for _, two in of_part])
+    return found
+
+
+def _kept(scores: Sequence[Scored], count: int, origin: dict[str, Any]) -> dict[str, Any]:
+    return {**origin, "examples": count, "scores": list(map(asdict, scores))}
 
 
 def _write_labels(
@@ -166,7 +197,7 @@ def write_predictions(
         line = {"place": example.place, "input": task.shown(example), "prediction": answer.value}
         if is_labelled:
             line["gold"] = task.gold(example)
-        if answer.probabilities:
+        if answer.probabilities and task.labels:
             line["probabilities"] = dict(zip(task.labels, answer.probabilities, strict=True))
         lines.append(json.dumps(line, ensure_ascii=False))
     _write(path, "\n".join([*lines, ""]))

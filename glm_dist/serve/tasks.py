@@ -19,20 +19,24 @@ from glm_dist.serve.task_protocol import ClassifyRequest, TaskRequest
 from glm_dist.tasks import Answer, Question, Reply, Task
 from glm_dist.tasks.classification import Classification
 from glm_dist.tasks.examples import Example
+from glm_dist.tasks.mixture import Mixture
 
 ANSWERS_AT_ONCE = 32
 """Of an explanation, so that it leaves room for others."""
 
 
 def describe_task(task: Task[Any]) -> dict[str, Any]:
-    """What a client needs to know to ask: kind, fields and labels."""
+    """What a client needs to know to ask: kind, fields and labels; of a mixture those of each."""
     settings = task.settings
     needed = [name for name in settings.fields if name in settings.asked_fields]
+    parts = task.parts if isinstance(task, Mixture) else {}
+    tasks = {name: describe_task(part) for name, part in parts.items()}
     return {
         "kind": settings.kind,
         "fields": needed,
         "optional_fields": [name for name in settings.asked_fields if name not in needed],
         "labels": list(task.labels),
+        **({"tasks": tasks} if tasks else {}),
     }
 
 
@@ -49,17 +53,18 @@ async def answer(
     inputs = [body.input] if isinstance(body.input, dict) else body.input
     context.prompts.checks.count("input", len(inputs), context.prompts.limits.max_prompts)
     examples = [_example(task, values, number) for number, values in enumerate(inputs)]
+    one = task.part(examples[0]) if isinstance(task, Mixture) else task
     if body.explain:
-        _check_explained(task, len(inputs))
+        _check_explained(one, len(inputs))
     answers, usage = await _answers(context, task, examples, caller)
     data = [
         {"index": number, **task.told(example, answer)}
         for number, (example, answer) in enumerate(zip(examples, answers, strict=True))
     ]
     if body.explain:
-        chosen = task.labels.index(answers[0].value)
-        question = _questions(task, examples[0])[0]
-        data[0]["explanation"], more = await _explained(context, task, question, chosen, caller)
+        chosen = one.labels.index(answers[0].value)
+        question = _questions(one, examples[0])[0]
+        data[0]["explanation"], more = await _explained(context, one, question, chosen, caller)
         usage = added(usage, more)
     kind = task.settings.kind
     return {"object": "list", "model": context.name, "task": kind, "data": data, "usage": usage}

@@ -1,6 +1,6 @@
 """Tasks as data: one file each, from a labelled example to GLM samples and from replies to answers.
 
-A new task is one file with its settings and its class, a line in `TASKS` and one in `AnyTask`.
+A new kind is one file with its settings and its class, and two lines in `kinds`.
 """
 
 import json
@@ -10,48 +10,18 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from glm_dist.errors import DataError
-from glm_dist.tasks.classification import Classification, ClassificationSettings
-from glm_dist.tasks.correction import Correction, CorrectionSettings
-from glm_dist.tasks.dialogue import Dialogue, DialogueSettings
-from glm_dist.tasks.infilling import Infilling, InfillingSettings
-from glm_dist.tasks.labelling import Labelling, LabellingSettings
-from glm_dist.tasks.multi_label import MultiLabel, MultiLabelSettings
-from glm_dist.tasks.question_answering import QuestionAnswering, QuestionAnsweringSettings
-from glm_dist.tasks.reply_choice import ReplyChoice, ReplyChoiceSettings
+from glm_dist.tasks.kinds import KINDS, AnyKind
+from glm_dist.tasks.mixture import Mixture, MixtureSettings
 from glm_dist.tasks.settings import TaskSettings
-from glm_dist.tasks.summarisation import Summarisation, SummarisationSettings
 from glm_dist.tasks.task import Answer, Binding, Question, Reply, Task, TaskSample
-from glm_dist.tasks.translation import Translation, TranslationSettings
 from glm_dist.tokenizer import Tokenizer
 
-AnyTask = Annotated[
-    ClassificationSettings
-    | MultiLabelSettings
-    | LabellingSettings
-    | TranslationSettings
-    | SummarisationSettings
-    | QuestionAnsweringSettings
-    | DialogueSettings
-    | ReplyChoiceSettings
-    | InfillingSettings
-    | CorrectionSettings,
-    Field(discriminator="kind"),
-]
-"""The settings of one task; `kind` says which."""
+AnyTask = Annotated[AnyKind | MixtureSettings, Field(discriminator="kind")]
+"""The settings of one task, or of several together."""
 
-TASKS: dict[str, type[Task[Any]]] = {
-    "classification": Classification,
-    "multi_label": MultiLabel,
-    "labelling": Labelling,
-    "translation": Translation,
-    "summarisation": Summarisation,
-    "question_answering": QuestionAnswering,
-    "dialogue": Dialogue,
-    "reply_choice": ReplyChoice,
-    "infilling": Infilling,
-    "correction": Correction,
-}
+TASKS: dict[str, type[Task[Any]]] = {**KINDS, "mixture": Mixture}
 
+WHERE_EXAMPLES_LAY = {"train", "dev", "test", "max_examples"}
 
 TASK_FILE = "task.json"
 """In a model's folder: what it was tuned for, so that it is asked the same way later."""
@@ -76,7 +46,9 @@ def read_task(values: Any, origin: str) -> TaskSettings:
 
 def save_task(folder: Path, settings: TaskSettings, max_tokens: int) -> None:
     """Leave the task with a model that was tuned for it; where its examples lay is left out."""
-    values = settings.model_dump(mode="json", exclude={"train", "dev", "test", "max_examples"})
+    exclude: Any = dict.fromkeys(WHERE_EXAMPLES_LAY, True)
+    exclude |= {"tasks": {"__all__": WHERE_EXAMPLES_LAY}}
+    values = settings.model_dump(mode="json", exclude=exclude)
     text = json.dumps({"task": values, "max_tokens": max_tokens}, indent=1, ensure_ascii=False)
     (folder / TASK_FILE).write_text(text, encoding="utf-8")
 

@@ -204,7 +204,7 @@ class Classification(Task[ClassificationSettings]):
         return shown_texts(example)
 
     def repeats(self, examples: Sequence[Example]) -> list[float]:
-        """How often each example is to be seen an epoch, by `balance`."""
+        """As often as `balance` says of its label."""
         counts = Counter(example.text("label") for example in examples)
         most, power = max(counts.values()), self.settings.balance
         return [(most / counts[example.text("label")]) ** power for example in examples]

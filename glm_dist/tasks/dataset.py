@@ -28,7 +28,6 @@ from glm_dist.data.shards import (
 )
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.objective import Mode
-from glm_dist.tasks.classification import Classification
 from glm_dist.tasks.examples import Example, raise_problems
 from glm_dist.tasks.settings import ReplaySettings
 from glm_dist.tasks.task import Task, TaskSample
@@ -114,14 +113,12 @@ def _documents(
             )
         compared = replace(one.compared, example=number)
         yield SampleDocument(
-            one.sample, one.mode, compared, task.settings.kind, language, example.place
+            one.sample, one.mode, compared, task.source(example), language, example.place
         )
 
 
 def _times(task: Task[Any], examples: Sequence[Example], seed: int) -> list[int]:
     """How often each example is laid out: once, or more where its label is rare."""
-    if not (isinstance(task, Classification) and task.settings.balance):
-        return [1] * len(examples)
     return [
         int(wanted) + (random.Random(f"{seed},{number}").random() < wanted % 1)
         for number, wanted in enumerate(task.repeats(examples))

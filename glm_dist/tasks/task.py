@@ -59,6 +59,8 @@ class Question:
     """Masks that are to be filled, or tokens that are to be labelled."""
     options: tuple[np.ndarray, ...] = ()
     """Answers to be compared at the one place, where the model need not find its own."""
+    decoding: DecodingSettings | None = None
+    """How an answer is generated, where it is not as the task's are."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ class Task(ABC, Generic[S]):
     Settings: ClassVar[type[TaskSettings]]
     scoring: ClassVar[str]
     """Which scores its answers get: labels, label_sets, tags, translation, summary, answer, blanks,
-    edits, ranking or text."""
+    edits, ranking, text, or those of the tasks of a mixture."""
 
     def __init__(self, settings: S, binding: Binding | None = None) -> None:
         self.settings, self._binding = settings, binding
@@ -117,6 +119,14 @@ class Task(ABC, Generic[S]):
     def relate(cls, settings: S, examples: Sequence[Example]) -> list[Example]:
         """The examples of a split with what they get from one another; by default nothing."""
         return list(examples)
+
+    def source(self, example: Example) -> str:
+        """What of a dataset the example counts to."""
+        return self.settings.kind
+
+    def repeats(self, examples: Sequence[Example]) -> list[float]:
+        """How often each example is to be seen an epoch; by default once."""
+        return [1.0] * len(examples)
 
     @property
     def head(self) -> HeadSettings:

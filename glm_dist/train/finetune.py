@@ -5,19 +5,24 @@ examples, the model is the one begun with, and epochs become steps. Then it is a
 """
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from glm_dist.config import output_path
+from glm_dist.data.order import Permutation
 from glm_dist.data.samples import build_row_builder
 from glm_dist.data.shards import TokenDataset
 from glm_dist.engine.folders import model_folder, read_model_config
 from glm_dist.errors import ConfigError, DataError
 from glm_dist.model import ModelSettings
-from glm_dist.tasks import TASKS, Binding, Task, build_task
+from glm_dist.tasks import TASKS, Binding, Task, TaskSettings, build_task
 from glm_dist.tasks.dataset import build_dataset, check_examples, open_replay
 from glm_dist.tasks.examples import Example, cut, read_examples
+from glm_dist.tasks.mixture import NAME, MixtureSettings, named
 from glm_dist.tokenizer import Tokenizer
 from glm_dist.train.finetune_settings import FinetuneSettings
 from glm_dist.train.settings import PretrainSettings
@@ -63,6 +68,7 @@ def prepare_finetuning(
         DataError: for what is wrong with the examples, with file and line.
     """
     splits = splits or read_splits(settings)
+    settings = _with_cap(settings, splits)
     task_settings = TASKS[settings.task.kind].complete(settings.task, splits["train"])
     base = _base_settings(settings)
     tokenizer = tokenizer or Tokenizer.load(_init_folder(settings))
@@ -90,12 +96,26 @@ def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
     Raises:
         DataError: when there is nothing to learn from.
     """
-    task, seed = settings.task, settings.seed
+    task = settings.task
+    if not isinstance(task, MixtureSettings):
+        return _splits_of(task, "task", settings.seed)
+    splits: dict[str, list[Example]] = {"train": [], "validation": [], "test": []}
+    for name, part in task.tasks.items():
+        for split, examples in _splits_of(part, f"task.tasks.{name}", settings.seed).items():
+            splits[split] += [named(name, example) for example in examples]
+    # Dev may be looked at in part, and is to hold something of each task then.
+    dev = splits["validation"]
+    order = Permutation(len(dev), FIXED_SEED)(np.arange(len(dev)))
+    return {**splits, "validation": [dev[number] for number in order.tolist()]}
+
+
+def _splits_of(task: TaskSettings, setting: str, seed: int) -> dict[str, list[Example]]:
+    """The splits of one task."""
     train, dev, test = (
         read_examples(task, split, FIXED_SEED) for split in ("train", "dev", "test")
     )
     if not train:
-        raise DataError("task.train: names no examples; give a file, a folder or a glob")
+        raise DataError(f"{setting}.train: names no examples; give a file, a folder or a glob")
     fields = task.kept_together
     if not test and task.test_share:
         train, test = cut(train, task.test_share, fields, "test", FIXED_SEED)
@@ -105,6 +125,23 @@ def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
     train, dev = (kind.choose(task, examples, seed) for examples in (train, dev))
     splits = {"train": train, "validation": dev, "test": test}
     return {name: kind.relate(task, examples) for name, examples in splits.items()}
+
+
+def _with_cap(
+    settings: FinetuneSettings, splits: Mapping[str, Sequence[Example]]
+) -> FinetuneSettings:
+    """With the share of each large task of a mixture that an epoch holds."""
+    task = settings.task
+    if not isinstance(task, MixtureSettings) or task.most_examples is None:
+        return settings
+    counts = Counter(example.fields[NAME] for example in splits["train"])
+    shares = {
+        name: task.most_examples / count
+        for name, count in counts.items()
+        if count > task.most_examples
+    }
+    rows = settings.rows.model_copy(update={"source_shares": shares})
+    return settings.model_copy(update={"rows": rows})
 
 
 def _base_settings(settings: FinetuneSettings) -> ModelSettings:

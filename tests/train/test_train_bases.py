@@ -28,6 +28,27 @@ def test_what_a_base_is_compared_with_has_its_size_and_its_budget(name, mode):
     assert other.model_dump(exclude=DIFFERENT) == same
 
 
+def test_the_english_base_has_the_size_and_the_budget_of_that_of_two_languages():
+    different = {"name", "dataset", "rows"}
+    ours, other = base("base").model_dump(), base("base_english").model_dump()
+    assert {name for name in ours if ours[name] != other[name]} == different
+
+
+def test_the_base_that_goes_on_in_chinese_begins_with_the_english_one():
+    data = load_config(PrepareSettings, CONFIGS / "base_chinese_data.yaml", [])
+    assert data.extend_tokenizer == base("base_chinese").init_from == "runs/base_english"
+    assert data.output == base("base_chinese").dataset
+
+
+@pytest.mark.parametrize("name", ["base_english", "base_chinese"])
+def test_datasets_of_one_language_are_cleared_of_the_same_text(name):
+    whole = load_config(PrepareSettings, CONFIGS / "base_data.yaml", [])
+    part = load_config(PrepareSettings, CONFIGS / f"{name}_data.yaml", [])
+    assert part.exclude == whole.exclude
+    assert {source.name for source in part.sources} < {source.name for source in whole.sources}
+    assert set(base(name).rows.source_shares) <= {source.name for source in part.sources}
+
+
 def test_the_bases_read_the_dataset_that_is_cleared_of_evaluation_text():
     data = load_config(PrepareSettings, CONFIGS / "base_data.yaml", [])
     assert {data.output} == {base(name).dataset for name in ("base", "base_masked", "base_causal")}

@@ -14,8 +14,15 @@ const form = find("#task-fields");
 const runner = new Runner(panel);
 let answer = null;
 let drawn = "";
+let chosen = "";
 
-const task = () => model()?.task ?? null;
+/** What is asked: the model's task, or that of several which is chosen. */
+const task = () => {
+  const { task: whole } = model() ?? {};
+  return whole?.tasks?.[chosen] ?? whole ?? null;
+};
+
+const names = () => Object.keys(model()?.task?.tasks ?? {});
 
 const inputs = () => findAll("textarea", form);
 
@@ -27,7 +34,10 @@ function written() {
   ]));
 }
 
-const request = () => ({ path: `v1/tasks/${model()?.id}`, body: { input: written() } });
+/** The same with the name of its task, where the model has several. */
+const named = () => (names().length ? { task: chosen, ...written() } : written());
+
+const request = () => ({ path: `v1/tasks/${model()?.id}`, body: { input: named() } });
 
 async function run() {
   if (runner.isRunning || !Object.keys(written()).length) return;
@@ -45,11 +55,12 @@ async function explain() {
 
 /** The form of the model that is chosen; what is written stays where the fields do. */
 function drawForm() {
+  if (!names().includes(chosen)) [chosen = ""] = names();
   const { fields, optional_fields: optional } = task() ?? { fields: [], optional_fields: [] };
-  const wanted = JSON.stringify([...fields, null, ...optional]);
+  const wanted = JSON.stringify([names(), chosen, fields, optional]);
   if (wanted === drawn) return;
   drawn = wanted;
-  form.replaceChildren(...[...fields, ...optional].flatMap((name) => {
+  form.replaceChildren(...chooser(), ...[...fields, ...optional].flatMap((name) => {
     const label = element("label", { for: `task-${name}`, text: name });
     const input = element("textarea", { id: `task-${name}`, name, rows: name === fields[0] ? 3 : 2 });
     if (LISTS.has(name)) input.dataset.placeholder = "onePerLine";
@@ -59,6 +70,16 @@ function drawForm() {
     return [label, input];
   }));
   forget();
+}
+
+/** Which of the model's tasks; nothing where it has one. */
+function chooser() {
+  if (!names().length) return [];
+  const options = names().map((name) => element("option", { value: name, text: name }));
+  const change = ({ target }) => { chosen = target.value; drawForm(); };
+  const input = element("select", { id: "task-name", on: { change } }, ...options);
+  input.value = chosen;
+  return [element("label", { for: "task-name", text: "task" }), input];
 }
 
 function forget() {
