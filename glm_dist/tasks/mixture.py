@@ -30,7 +30,7 @@ class MixtureSettings(TaskSettings):
     tasks: dict[str, AnyKind] = Field(min_length=1)
     """Name: a task of any other kind that needs no head of its own."""
     most_examples: PositiveInt | None = None
-    """An epoch holds about so many examples of a task at most, and others in the next one (Raffel et
+    """An epoch holds about so many examples of a task at most, others in the next one (Raffel et
     al. 2020, 3.5.2: examples-proportional mixing); by default all of each."""
 
     @model_validator(mode="after")
