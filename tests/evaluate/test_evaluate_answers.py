@@ -99,6 +99,7 @@ def test_predictions_and_scores_are_written_with_what_they_are_of(asked, tmp_pat
     assert [one["name"] for one in kept["scores"]] == [one.name for one in scores]
     text = (tmp_path / PAGE).read_text()
     assert all(f"- {one}" in text for one in scores)
-    assert task.shown(examples[0]) in text
+    its_own = tmp_path / examples[0].fields.get("task", "") / PAGE
+    assert task.shown(examples[0]) in its_own.read_text()
     assert ("## By label" in text) == (task.scoring in ("labels", "label_sets"))
     assert all(one.low <= one.value + 1e-9 and one.value <= one.high + 1e-9 for one in scores)
