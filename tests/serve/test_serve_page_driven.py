@@ -71,6 +71,13 @@ def classifier(serve):
     return serve(model=model, tokenizer=tokenizer, task=task)
 
 
+@pytest.fixture(scope="module")
+def several(serve):
+    tokenizer = small_tokenizer()
+    model, task, _ = tuned("mixture", tokenizer)
+    return serve(model=model, tokenizer=tokenizer, task=task)
+
+
 @pytest.fixture(params=LANGUAGES)
 def language(request):
     return request.param
@@ -203,3 +210,18 @@ def test_a_failure_is_said_and_named(page, base, language):
     page.click("#classify .run")
     page.wait_for_selector("#notice:visible")
     assert "labels" in page.inner_text("#notice-text")
+
+
+def test_of_several_tasks_one_is_chosen(page, several, language):
+    visit(page, several, "task")
+    for name, fields in (("turned", ["source"]), ("kinds", ["text"])):
+        page.select_option("#task-name", name)
+        asked = page.locator("#task-fields textarea")
+        assert set(fields) <= {one.get_attribute("name") for one in asked.all()}
+        page.fill(f"#task-{fields[0]}", "a man and his dog")
+        run(page, "task")
+        assert page.inner_text("#task-answer").strip()
+        assert page.locator("#task-why").is_visible() == (name == "kinds")
+    picture(page, "several", language)
+    page.click("#task-why")
+    page.wait_for_selector("#task-words:visible span")
