@@ -14,6 +14,17 @@ CASES = {
     "multi_label": ("multi_label", {}),
     "labelling": ("labelling", {}),
     "translation": ("translation", {"decoding": {"max_tokens": 6}}),
+    "beams": (
+        "translation",
+        {
+            "decoding": {
+                "max_tokens": 6,
+                "num_beams": 3,
+                "length_penalty": 0.5,
+                "no_repeat_ngram": 2,
+            }
+        },
+    ),
     "infilling": ("infilling", {"decoding": {"max_tokens": 4}}),
     "dialogue": ("dialogue", {"decoding": {"max_tokens": 6}}),
     "reply_choice": ("reply_choice", {}),

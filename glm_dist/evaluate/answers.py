@@ -11,6 +11,7 @@ import numpy as np
 from glm_dist.errors import ModelError
 from glm_dist.inference import (
     AnyRequest,
+    BeamSettings,
     Blank,
     Delta,
     Engine,
@@ -33,6 +34,8 @@ from glm_dist.tokenizer import Tokenizer
 
 NUM_RUNNING = 32
 """Answers generated at a time."""
+OF_BEAMS = {"num_beams", "length_penalty"}
+"""Of how a task decodes what says how beams are searched."""
 QUESTIONS_AT_A_TIME = 256
 """Questions that wait in the engine together; bounds what is kept of them."""
 
@@ -85,7 +88,7 @@ def request_of(
         Blank(place, _sampling(decoding, room(len(tokens), place, settings)))
         for place in question.places
     ]
-    return Request(name, tokens, blanks)
+    return Request(name, tokens, blanks, beams=_beams(decoding))
 
 
 def reply_of(request: AnyRequest, outputs: Iterable[Output]) -> Reply:
@@ -110,7 +113,12 @@ def reply_of(request: AnyRequest, outputs: Iterable[Output]) -> Reply:
 def _sampling(decoding: DecodingSettings, longest: int) -> SamplingSettings:
     """As the task decodes, as far as the model's positions reach."""
     max_tokens = max(1, min(longest, decoding.max_tokens))
-    return SamplingSettings(**{**decoding.model_dump(), "max_tokens": max_tokens})
+    values = decoding.model_dump(exclude=OF_BEAMS)
+    return SamplingSettings(**{**values, "max_tokens": max_tokens})
+
+
+def _beams(decoding: DecodingSettings) -> BeamSettings | None:
+    return BeamSettings(**decoding.model_dump(include=OF_BEAMS)) if decoding.num_beams > 1 else None
 
 
 def _answered(engine: Engine, requests: Sequence[AnyRequest]) -> list[Reply]:
@@ -126,7 +134,9 @@ def _limits(requests: Sequence[AnyRequest]) -> EngineLimits:
     for request in requests:
         answer = 0
         if isinstance(request, Request):
-            answer = sum(blank.sampling.max_tokens for blank in request.blanks)
+            beams = 1 if request.beams is None else request.beams.num_beams
+            answer = beams * sum(blank.sampling.max_tokens for blank in request.blanks)
+            most = max(most, beams)
         elif isinstance(request, ScoreRequest):
             answer = sum(len(option) + 1 for option in request.options)
             most = max(most, len(request.options))

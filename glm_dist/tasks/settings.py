@@ -30,8 +30,23 @@ class DecodingSettings(Settings):
     """Draw among the fewest tokens that hold this probability together."""
     repetition_penalty: float = Field(1.0, gt=0)
     """Logits of tokens that stand there already are divided by it; 1 is off."""
+    no_repeat_ngram: int = Field(0, ge=0)
+    """No run of this many tokens comes twice in an answer; 0 is off."""
     seed: int = Field(0, ge=0)
     """Seed of the draws."""
+    num_beams: int = Field(1, ge=1, le=32)
+    """Above 1: beam search, the best of so many beginnings at a time, in place of one."""
+    length_penalty: float = Field(1.0, ge=-8, le=8)
+    """Of beams: an answer's log-probability is divided by its length to this power."""
+
+    @model_validator(mode="after")
+    def _check_search(self) -> "DecodingSettings":
+        if self.num_beams > 1 and self.temperature > 0:
+            raise ValueError(
+                f"num_beams: got {self.num_beams} and temperature {self.temperature:g}; a search "
+                "draws nothing, so set temperature to 0"
+            )
+        return self
 
 
 class TaskSettings(Settings):

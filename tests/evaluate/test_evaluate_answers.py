@@ -7,6 +7,7 @@ import pytest
 import torch
 from answer_scenarios import CASES, tuned
 from finetune_scenarios import small_tokenizer
+from pydantic import ValidationError
 
 from glm_dist.data.rows import RowSettings
 from glm_dist.data.samples import build_row_builder
@@ -15,8 +16,12 @@ from glm_dist.evaluate.dev import LabelSetDev, build_dev
 from glm_dist.evaluate.heldout import TokenOutputs
 from glm_dist.evaluate.scores import micro_f1
 from glm_dist.evaluate.task_report import PAGE, PREDICTIONS, SCORES, write_answers
+from glm_dist.inference import BeamSettings, Blank, Engine, Request, SamplingSettings
 from glm_dist.objective import ObjectiveSettings
+from glm_dist.tasks import build_task
 from glm_dist.tasks.dataset import build_dataset
+from glm_dist.tasks.postprocess import postprocess
+from glm_dist.tasks.settings import DecodingSettings
 from glm_dist.train.stream import to_batch
 
 
@@ -49,6 +54,35 @@ def test_an_answer_does_not_depend_on_its_neighbours_nor_on_padding(asked):
     assert len({str(one) for one in together}) > 1
     for one, other in zip(together, alone, strict=True):
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-5)
+
+
+@pytest.mark.parametrize("asked", ["beams"], indirect=True)
+def test_a_task_is_answered_by_the_search_that_it_asks_for(asked, tokenizer):
+    answerer, model, task, examples = asked
+    sampling = SamplingSettings(max_tokens=6, no_repeat_ngram=2)
+    beams = BeamSettings(num_beams=3, length_penalty=0.5)
+    requests = [
+        Request(
+            str(number),
+            question.tokens.tolist(),
+            [Blank(question.places[0], sampling)],
+            beams=beams,
+        )
+        for number, example in enumerate(examples)
+        for question in task.questions(example)
+    ]
+    found = {one.request_id: one.text for one in Engine(model, tokenizer).generate(requests)}
+    best = [postprocess(found[one.id], task.settings.postprocess) for one in requests]
+    assert [one.value for one in answerer.answer(examples)] == best
+    greedy = build_task(
+        task.settings.model_copy(update={"decoding": DecodingSettings(max_tokens=6)}), task.binding
+    )
+    assert [one.value for one in Answerer(model, tokenizer, greedy).answer(examples)] != best
+
+
+def test_a_search_that_draws_is_refused():
+    with pytest.raises(ValidationError, match="num_beams: got 4 and temperature 1"):
+        DecodingSettings(num_beams=4, temperature=1)
 
 
 def cut_at(task, answer, threshold):
