@@ -20,15 +20,19 @@ from _search import search_settings
 from _training import cpus_needed, launch_shown
 from pretrain import Terminal, format_seconds
 
+from glm_dist.config import output_path
 from glm_dist.errors import ConfigError
 from glm_dist.train.finetune_settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from glm_dist.evaluate.score import Score
     from glm_dist.evaluate.task_report import Scored
+    from glm_dist.model import GLM
     from glm_dist.train.finetune import Prepared
 
 DEFAULT_BASE_MINUTES = 5.0
+HELD_OUT_ROWS = 128
+"""Of pretraining text that is mixed in, to see what is forgotten."""
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
 SPLITS = {"train": ("train",), "dev": ("dev", "valid", "validation", "val"), "test": ("test",)}
 """Split of a task: what its file is called in a folder."""
@@ -213,11 +217,41 @@ def score(run_folder: Path, prepared: "Prepared", origin: dict[str, Any]) -> "Sc
     answers = Answerer(model, tokenizer, task).answer(examples)
     folder = run_folder / split
     print_scores(split, len(examples), write_answers(folder, task, examples, answers, origin))
+    if prepared.settings.replay.dataset is not None:
+        print_forgotten(prepared.settings, model)
     print(f"predictions  {folder}, read {folder / PAGE}")
     print(f"report       {run_folder / 'report.md'}")
     print(f"model        {run_folder / 'model'}")
     print(f"next         {next_command(run_folder)}", flush=True)
     return score_answers(task, examples, answers)[0]
+
+
+def print_forgotten(settings: FinetuneSettings, tuned: "GLM") -> None:
+    """What tuning did to the pretraining text that was mixed in; also in `forgotten.json`."""
+    from glm_dist.data.shards import TokenDataset
+    from glm_dist.evaluate.left_to_right import bits_by_language
+    from glm_dist.evaluate.score import gain
+    from glm_dist.inference import load_model
+
+    assert settings.replay.dataset is not None, "there is text to be forgotten"
+    dataset = TokenDataset.open(output_path(settings.replay.dataset))
+    models = {"after": tuned}
+    if settings.init_from is not None:
+        models["before"], _ = load_model(output_path(settings.init_from))
+    size = settings.batch.micro_batch_size
+    bits = {
+        name: bits_by_language(model, dataset, settings.rows, HELD_OUT_ROWS, size)
+        for name, model in models.items()
+    }
+    for language, after in bits["after"].items():
+        before = bits.get("before", {}).get(language)
+        told = f"forgotten    {language}: {after.value:.3f} bits a byte of held-out text"
+        if before is not None:
+            value, low, high = gain([after], [before])
+            told += f", {before.value:.3f} before: {value:+.3f} ({low:+.3f} to {high:+.3f})"
+        print(told)
+    values = {name: {one: score.value for one, score in by.items()} for name, by in bits.items()}
+    (settings.run_path / "forgotten.json").write_text(json.dumps(values, indent=1))
 
 
 def print_scores(split: str, num_examples: int, scores: Sequence["Scored"]) -> None:

@@ -107,6 +107,16 @@ def _model_losses(model: GLM, device: torch.device, rows: Rows) -> TokenOutputs:
     return TokenOutputs(model(*batch.to(device)).token_losses.float().cpu().numpy())
 
 
+def bits_by_language(
+    model: GLM, dataset: TokenDataset, rows: RowSettings, num_rows: int, micro_batch_size: int
+) -> dict[str, Score]:
+    """Bits a byte of a model on held-out text, by the languages that it holds."""
+    heldout = left_to_right(dataset, rows, num_rows, micro_batch_size)
+    found = predict(heldout, forward_of_model(model))
+    there = set(found.languages.tolist())
+    return {name: found.bits_per_byte(name) for name in dataset.languages if name in there}
+
+
 def count_ngrams(dataset: TokenDataset, rows: RowSettings, order: int) -> KneserNey:
     """The n-gram model of the training split, its documents cut as the rows cut theirs."""
     longest = rows.sequence_length

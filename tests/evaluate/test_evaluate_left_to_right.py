@@ -7,6 +7,7 @@ from train_scenarios import make_dataset
 from glm_dist.data.rows import RowSettings
 from glm_dist.evaluate.heldout import TokenOutputs
 from glm_dist.evaluate.left_to_right import (
+    bits_by_language,
     count_ngrams,
     forward_of_model,
     forward_of_ngrams,
@@ -55,6 +56,18 @@ def test_places_count_from_the_beginning_of_each_text(heldout):
         assert places[0] == 0
         assert (np.diff(places) > 0).all()
     assert list(found.nats_by_place())[:2] == ["0–15", "16–31"]
+
+
+def test_bits_by_language_are_those_of_each_language_alone(dataset, heldout):
+    shape = {"num_layers": 1, "hidden_size": 32, "num_heads": 2, "max_position_embeddings": 256}
+    model = build_model(
+        ModelSettings(preset=None, vocab_size=dataset.tokenizer.vocab_size, **shape)
+    )
+    found = bits_by_language(model, dataset, ROWS, num_rows=10_000, micro_batch_size=4)
+    whole = predict(heldout, forward_of_model(model))
+    assert list(found) == [name for name in dataset.languages if name in whole.languages]
+    for name, score in found.items():
+        assert score.value == pytest.approx(whole.bits_per_byte(name).value, rel=1e-5)
 
 
 def test_ngrams_say_of_the_rows_what_they_say_of_the_texts(dataset, heldout):

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 from finetune_scenarios import SMALL, reviews, small_tokenizer
+from train_scenarios import make_dataset
 
+from glm_dist.data.rows import RowSettings
 from glm_dist.engine import save_weights
 from glm_dist.engine.folders import CONFIG
+from glm_dist.evaluate.left_to_right import bits_by_language
+from glm_dist.inference import load_model
 from glm_dist.model import ModelSettings, build_model
 
 ROOT = Path(__file__).parents[2]
@@ -143,6 +147,27 @@ def test_a_mistake_is_answered_with_what_to_do(home, job, arguments, message):
     done = home.run(job, *(argument.format(data=home.data) for argument in arguments))
     assert done.returncode == 2
     assert message in done.stderr
+
+
+def test_what_is_forgotten_of_text_that_is_mixed_in_is_told(home):
+    dataset = make_dataset(home.folder / "data" / "text", small_tokenizer())
+    changes = {name: SMALL[name] for name in TAKEN}
+    done = home.run(
+        "finetune.py",
+        f"--data={home.data}",
+        "init_from=base",
+        "run_folder=runs/remembering",
+        "epochs=1",
+        'replay={"dataset": "data/text", "share": 0.3}',
+        *(f"{name}={json.dumps(value)}" for name, value in changes.items()),
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    told = json.loads((home.folder / "runs" / "remembering" / "forgotten.json").read_text())
+    base, _ = load_model(home.folder / "base")
+    bits = bits_by_language(base, dataset, RowSettings(sequence_length=64), 128, 4)
+    assert told["before"] == {"en": pytest.approx(bits["en"].value, rel=1e-4)}
+    assert told["after"]["en"] < told["before"]["en"]
+    assert f"en: {told['after']['en']:.3f} bits a byte of held-out text, " in done.stdout
 
 
 def test_a_search_goes_on_where_it_was_and_only_what_is_best_reads_the_test_part(home):
