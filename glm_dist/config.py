@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -251,7 +251,7 @@ def _walk(
     for part in location:
         if _has_tag(classes, part):
             classes = [one for one in classes if one.model_fields["kind"].default == part]
-        elif isinstance(part, str):
+        elif any(part in one.model_fields for one in classes):  # else a number or a name of yours
             fields = [one.model_fields[part] for one in classes if part in one.model_fields]
             classes = [inner for field in fields for inner in _settings_of(field)]
         yield classes
@@ -265,14 +265,20 @@ def _has_tag(classes: Sequence[type[Settings]], part: int | str) -> bool:
 
 def _settings_of(field: FieldInfo) -> list[type[Settings]]:
     """The classes that the values of a field may be of; none where it is a leaf."""
-    candidates = [field.annotation, *get_args(field.annotation)]
-    return [one for one in candidates if isinstance(one, type) and issubclass(one, Settings)]
+    return list(_classes_in(field.annotation))
+
+
+def _classes_in(annotation: Any) -> Iterator[type[Settings]]:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        yield annotation
+    for one in get_args(annotation):
+        yield from _classes_in(one)
 
 
 def iter_fields(settings_class: type[Settings]) -> Iterator[tuple[str, FieldInfo]]:
     """Every leaf setting with its dotted name, in the order the classes define them."""
     for name, field in settings_class.model_fields.items():
-        nested = _settings_of(field)
+        nested = [] if get_origin(field.annotation) is dict else _settings_of(field)
         if not nested:
             yield name, field
         # Where several classes may stand, what they share is told once.

@@ -9,12 +9,11 @@ import argparse
 import sys
 
 from _job import run_job
-from finetune import print_scores, with_folder
+from _scores import score_baselines
+from finetune import with_folder
 
 from glm_dist.evaluate.baselines import BaselineSettings
 from glm_dist.train.finetune_settings import FinetuneSettings
-
-FOLDER = "baselines"
 
 
 class Settings(FinetuneSettings):
@@ -24,9 +23,8 @@ class Settings(FinetuneSettings):
 
 
 def main(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Fit, choose on dev, answer the test split once, score, write everything down."""
-    from glm_dist.evaluate.baselines import answer_by, arms_of
-    from glm_dist.evaluate.task_report import write_answers
+    """Read, check, and score what stands beside the task."""
+    from glm_dist.evaluate.baselines import arms_of
     from glm_dist.metrics.provenance import provenance
     from glm_dist.tasks import TASKS, build_task
     from glm_dist.tasks.dataset import check_examples
@@ -35,26 +33,12 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     origin = provenance()
     splits = read_splits(settings)
     task = build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"]))
-    arms = arms_of(task, settings.baselines)
+    arms_of(task, settings.baselines)  # an arm that is not there is said before examples are read
     check_examples(task, splits)
     for name, examples in splits.items():
         print(f"{name:<12} {len(examples):,} examples")
-    scored = "test" if splits["test"] else "validation"
-    for name, arm in arms.items():
-        print(f"\n{name}", flush=True)
-        chosen, answers = answer_by(arm, task, splits, settings.baselines, show)
-        folder = settings.run_path / FOLDER / name
-        kept = {**origin, "arm": name, "chosen": chosen}
-        scores = write_answers(folder, task, splits[scored], answers, kept)
-        print(f"chosen       {chosen}")
-        print_scores(scored, len(splits[scored]), scores)
-        print(f"predictions  {folder}", flush=True)
+    score_baselines(task, splits, settings.baselines, settings.run_path, origin)
     return 0
-
-
-def show(line: str) -> None:
-    """One candidate of an arm."""
-    print(f"             {line}", flush=True)
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:

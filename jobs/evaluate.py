@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from _asked import Asked, EvaluateSettings, asked_of
 from _job import model_path, run_job
-from finetune import print_scores
+from _scores import print_scores
 
 from glm_dist.config import output_path
 from glm_dist.errors import ConfigError

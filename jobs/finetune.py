@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from _driver import RESUME_ME, as_driver
 from _job import run_job
 from _ray import connect
+from _scores import print_scores, score_baselines
 from _search import search_settings
 from _training import cpus_needed, launch_shown
 from pretrain import Terminal, format_seconds
@@ -26,11 +27,11 @@ from glm_dist.train.finetune_settings import FinetuneSettings
 
 if TYPE_CHECKING:
     from glm_dist.evaluate.score import Score
-    from glm_dist.evaluate.task_report import Scored
     from glm_dist.model import GLM
     from glm_dist.train.finetune import Prepared
 
 DEFAULT_BASE_MINUTES = 5.0
+WITH_LSTM = ("classification", "labelling")
 HELD_OUT_ROWS = 128
 """Of pretraining text that is mixed in, to see what is forgotten."""
 ENDINGS = ("csv", "tsv", "jsonl", "json", "parquet")
@@ -54,6 +55,8 @@ def main(settings: FinetuneSettings, arguments: argparse.Namespace) -> int:
             tune_over_seeds(settings, arguments)
         else:
             tune(settings, arguments)
+        if arguments.lstm and not arguments.plan:
+            score_lstm(settings)
     except StoppedError:
         print("next         the same command again goes on from there")
         return RESUME_ME
@@ -72,6 +75,11 @@ def check_flags(settings: FinetuneSettings, arguments: argparse.Namespace) -> No
     problems = []
     if settings.init_from is None and flags:
         problems.append(f"{flags[0]}: needs the model that is begun with; give init_from")
+    if arguments.lstm and settings.task.kind not in WITH_LSTM:
+        problems.append(
+            f"--lstm: classifies texts and tags tokens, and this is {settings.task.kind}; leave it "
+            "out"
+        )
     if len(flags) > 1:
         problems.append(f"{' and '.join(flags)} cannot be had together; give one of them")
     if problems:
@@ -105,6 +113,20 @@ def tune_with_own_base(settings: FinetuneSettings, arguments: argparse.Namespace
             f"random weights: {found.value:+.1f} ({found.low:+.1f} to {found.high:+.1f})"
         )
         print(f"next         {next_command(settings.run_path)}")
+
+
+def score_lstm(settings: FinetuneSettings) -> None:
+    """The recurrent classifier that introductions start from, on the same splits."""
+    from glm_dist.evaluate.baselines import BaselineSettings
+    from glm_dist.metrics.provenance import provenance
+    from glm_dist.tasks import TASKS, build_task
+    from glm_dist.train.finetune import read_splits
+
+    splits = read_splits(settings)
+    task = build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"]))
+    beside = BaselineSettings(arms=["lstm"])
+    score_baselines(task, splits, beside, settings.run_path, provenance())
+    print(f"next         {next_command(settings.run_path)}")
 
 
 def tune_over_seeds(settings: FinetuneSettings, arguments: argparse.Namespace) -> None:
@@ -254,12 +276,6 @@ def print_forgotten(settings: FinetuneSettings, tuned: "GLM") -> None:
     (settings.run_path / "forgotten.json").write_text(json.dumps(values, indent=1))
 
 
-def print_scores(split: str, num_examples: int, scores: Sequence["Scored"]) -> None:
-    """Each score with its interval."""
-    for one in scores:
-        print(f"{split:<12} {one} on {num_examples:,} examples")
-
-
 def next_command(run_folder: Path) -> str:
     """What to do with a model that has been tuned."""
     return f"python jobs/serve.py model={run_folder}"
@@ -362,6 +378,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         metavar="N",
         help="with init_from: try N settings, choose one on dev, tune with it (search.* says what)",
+    )
+    parser.add_argument(
+        "--lstm",
+        action="store_true",
+        help="also train a bidirectional LSTM on the same splits; its settings: jobs/baselines.py",
     )
     parser.add_argument(
         "--plan", action="store_true", help="print sizes, memory and work of the run, and stop"

@@ -62,6 +62,7 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     done = home.run(
         "finetune.py",
         f"--data={home.data}",
+        "--lstm",
         "init_from=base",
         "epochs=6",
         "dropout=0",
@@ -76,6 +77,9 @@ def test_a_folder_of_tables_is_learnt_scored_and_scored_again(home):
     tuned = json.loads((run / "test" / "scores.json").read_text())
     assert tuned["scores"][0]["name"] == "accuracy"
     assert tuned["scores"][0]["value"] > 90
+    beside = json.loads((run / "baselines" / "lstm" / "scores.json").read_text())
+    assert beside["scores"][0]["value"] > 90
+    assert "learning rate 0.001, epoch 10, loss" in done.stdout
 
     data = f"data={home.data / 'test.csv'}"
     again = home.run("evaluate.py", "model=runs/2026", data)
@@ -139,6 +143,12 @@ def test_texts_with_several_labels_are_learnt_and_scored_by_thresholds_of_their_
         ),
         ("finetune.py", ["--data={data}/nothing"], "nothing holds no train.csv"),
         ("finetune.py", ["--data={data}", "--seeds=3"], "--seeds: needs the model"),
+        (
+            "finetune.py",
+            ["task={{kind: mixture, tasks: {{a: {{kind: translation, tran: x.tsv}}}}}}"],
+            "task.tasks.a.tran: no such setting; did you mean 'train'?",
+        ),
+        ("finetune.py", ["task.kind=translation", "--lstm"], "--lstm: classifies texts and tags"),
         ("evaluate.py", ["model=base", "data={data}/test.csv"], "carries no task; give a model"),
         ("evaluate.py", ["model=nowhere", "data={data}/test.csv"], "nowhere"),
     ],
