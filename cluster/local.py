@@ -41,10 +41,14 @@ class LocalCluster:
     Args:
         num_workers: nodes besides the head.
         cpus_per_node: logical CPUs that each node offers, whatever the machine has.
+        head_cpus: the same of the head alone, where it differs; 0 keeps work off it.
     """
 
-    def __init__(self, num_workers: int = 0, cpus_per_node: int = 3) -> None:
+    def __init__(
+        self, num_workers: int = 0, cpus_per_node: int = 3, head_cpus: int | None = None
+    ) -> None:
         self._num_workers, self._cpus_per_node = num_workers, cpus_per_node
+        self._head_cpus = cpus_per_node if head_cpus is None else head_cpus
         self._processes: list[subprocess.Popen[bytes]] = []
         self._ray = str(Path(sys.executable).with_name("ray"))
         self.folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: Ray's sockets lie in it
@@ -67,7 +71,8 @@ class LocalCluster:
             self._start_head()
             self._wait_for_nodes(1)
             for _ in range(self._num_workers):
-                self._start_node(f"--address={LOOPBACK}:{self._gcs_port}")
+                address = f"--address={LOOPBACK}:{self._gcs_port}"
+                self._start_node(address, f"--num-cpus={self._cpus_per_node}")
             self._wait_for_nodes(1 + self._num_workers)
         except BaseException:
             self.__exit__()
@@ -82,6 +87,7 @@ class LocalCluster:
         [client_port] = free_ports(1)  # the default is one port for all Rays of a machine
         self._start_node(
             "--head",
+            f"--num-cpus={self._head_cpus}",
             f"--port={self._gcs_port}",
             f"--ray-client-server-port={client_port}",
             "--include-dashboard=true",
@@ -102,7 +108,7 @@ class LocalCluster:
         with open(self._log(node), "wb") as log:
             self._processes.append(
                 subprocess.Popen(
-                    [*command, f"--num-cpus={self._cpus_per_node}", *options],
+                    [*command, *options],
                     env=environment,
                     stdin=subprocess.DEVNULL,
                     stdout=log,

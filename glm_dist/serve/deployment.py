@@ -220,7 +220,7 @@ def build(settings: ServeSettings) -> Application:
     front: Deployment = serve.deployment(
         name="front",
         num_replicas=settings.num_fronts,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": settings.front_cpus},
         max_surge_percent=100,
         **common_options(settings),
     )(Front)

@@ -122,6 +122,9 @@ class ServeSettings(HostedModel):
     and none is lost. off: each engine takes requests itself, the shortest way."""
     num_fronts: int = Field(1, ge=1)
     """Such processes."""
+    front_cpus: float = Field(0.0, ge=0)
+    """CPUs that each of them asks of Ray; above 0 none is put on a node that offers no CPUs, as a
+    head does that is to be lost without a request."""
     proxy: Literal["ray", "haproxy"] = "ray"
     """Who takes connections and passes them to fronts, in a Ray that is started here: Serve's own
     proxy, or the HAProxy that comes with Ray on Linux, which adds some ten milliseconds less. Where

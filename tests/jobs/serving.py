@@ -167,6 +167,61 @@ class Served:
         return code, rest
 
 
+class Deployed:
+    """A cluster of this machine, and what is deployed on it."""
+
+    def __init__(self, home, cluster):
+        self.home, self.cluster, self.port = home, cluster, free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.config = home / "serve.yaml"
+
+    def deploy(self, *arguments):
+        """Write the config by the job, and deploy it as a user would."""
+        command = ["jobs/serve.py", *arguments, f"port={self.port}"]
+        self._run([sys.executable, *command, "--write-config", str(self.config)])
+        self._run([*self._serve, "deploy", str(self.config), "--address", self._address])
+
+    def status(self):
+        """Of the application, and what is said of it."""
+        return self._run([*self._serve, "status", "--address", self._address])
+
+    def answers(self):
+        try:
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+        except httpx.HTTPError:
+            return False
+
+    def text(self, oracle, seed):
+        body = {**oracle.body, "seed": seed}
+        reply = httpx.post(f"{self.url}/v1/completions", json=body, timeout=60)
+        return reply.json()["choices"][0]["text"]
+
+    def wait_for(self, condition):
+        start = time.monotonic()
+        while not condition():
+            assert time.monotonic() - start < START_SECONDS, self.status()
+            time.sleep(0.2)
+        return time.monotonic() - start
+
+    _serve = (sys.executable, "-m", "ray.serve.scripts")
+
+    @property
+    def _address(self):
+        return self.cluster.environment["RAY_ADDRESS"]
+
+    def _run(self, command):
+        environment = {
+            **self.cluster.environment,
+            "GLM_DIST_HOME": str(self.home),
+            "PYTHONPATH": str(ROOT),
+        }
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+
 @dataclass
 class Outcome:
     """Of one request."""
