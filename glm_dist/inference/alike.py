@@ -14,7 +14,7 @@ from torch import Tensor
 from glm_dist.model import GLM
 
 Compute = Callable[[int], Tensor]
-"""Number of rows to what they give, [rows, …]; row k is row k + `period` of a longer pass."""
+"""Rows of a pass to what at least `period` rows give, [rows, …]; row k is row k + `period`."""
 
 _FOUND: WeakKeyDictionary[GLM, dict[tuple[object, ...], tuple[int, ...]]] = WeakKeyDictionary()
 

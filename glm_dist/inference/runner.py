@@ -169,31 +169,40 @@ class Runner:
 
     @torch.inference_mode()
     def _try(self, size: int, period: int) -> Tensor:
-        """Logits [size, V] of rows that repeat after `period`, each seeing some before it."""
+        """Logits [rows, V] of rows that repeat after `period`, in passes of `size` rows.
+
+        Each sees some before it. There are as many passes as it takes to see all of the period:
+        of two rows alone those that sum otherwise may look alike.
+        """
         self._tiles.use((size,))
-        row, unit = np.arange(size), self._limits.block_tokens
+        unit = self._limits.block_tokens
         tokens = np.random.default_rng(0).integers(self._settings.vocab_size, size=period)
-        owners = row % period % (1 + len(self._adapters.names))
-        self._adapters.select(owners, self.cache.layers[0])
-        place = row % _TRIED_KEYS
-        pieces = [
-            Piece(
-                index, 1, 1, [1 + index // unit], num_prompt_keys=0,
-                answer_start=index // _TRIED_KEYS * _TRIED_KEYS % unit,
-                num_answer_keys=index % _TRIED_KEYS + 1,
-            )
-            for index in row.tolist()
-        ]  # fmt: skip
+        num_passes = -(-period // size)
         cache = PagedCache(
             self._settings,
-            num_blocks=-(-size // unit),
+            num_blocks=-(-num_passes * size // unit),
             block_tokens=unit,
             dtype=self.cache.dtype,
             device=self.cache.device,
         )
-        inputs = np.stack((tokens[row % period], place, place, row + unit))
-        past = self._decode_pass(cache, inputs, pieces)
-        return self._logits(self._hidden(inputs[0], place, place, past, True))
+        logits = []
+        for first in range(0, num_passes * size, size):
+            row = np.arange(first, first + size)
+            owners = row % period % (1 + len(self._adapters.names))
+            self._adapters.select(owners, self.cache.layers[0])
+            place = row % _TRIED_KEYS
+            pieces = [
+                Piece(
+                    index - first, 1, 1, [1 + index // unit], num_prompt_keys=0,
+                    answer_start=index // _TRIED_KEYS * _TRIED_KEYS % unit,
+                    num_answer_keys=index % _TRIED_KEYS + 1,
+                )
+                for index in row.tolist()
+            ]  # fmt: skip
+            inputs = np.stack((tokens[row % period], place, place, row + unit))
+            past = self._decode_pass(cache, inputs, pieces)
+            logits.append(self._logits(self._hidden(inputs[0], place, place, past, True)))
+        return torch.cat(logits)
 
     def _hidden(
         self,

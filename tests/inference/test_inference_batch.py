@@ -79,6 +79,14 @@ def test_answers_are_bitwise_those_of_the_request_alone(
     assert sum(replayed) > 20
 
 
+def test_two_rows_that_round_alike_by_chance_are_not_taken_for_a_size(
+    tokenizer, make_model, random_requests, collect
+):
+    """What a branch adds is small beside a residual that is scaled up, and hides how it rounds."""
+    model = make_model("chatglm", num_layers=3, hidden_size=48, ffn_hidden_size=100)
+    check_batches(model, tokenizer, random_requests, collect, NUM_BATCHES, seed=2)
+
+
 @pytest.mark.slow
 def test_answers_are_bitwise_the_same_on_two_threads_too(
     tokenizer, make_model, random_requests, collect
