@@ -16,6 +16,7 @@ from glm_dist.data.prepare.pipeline import prepare
 from glm_dist.data.prepare.settings import PrepareSettings, SourceSettings
 from glm_dist.data.shards import TokenDataset
 from glm_dist.tasks.examples import Example
+from glm_dist.tasks.mixture import NAME
 from glm_dist.tokenizer import Tokenizer, TokenizerSettings, train_tokenizer
 from glm_dist.train.finetune import read_splits
 from glm_dist.train.finetune_settings import FinetuneSettings
@@ -99,7 +100,8 @@ def check_tokenizer(base: str, tokenizer: Tokenizer, examples: Sequence[Example]
 
 def texts_of(example: Example) -> Sequence[str]:
     """Whatever of an example is running text, messages and lists of words joined."""
-    return [text for name in example.fields if name != "label" for text in _strings(example, name)]
+    names = [name for name in example.fields if name not in ("label", NAME)]
+    return [text for name in names for text in _strings(example, name)]
 
 
 def _strings(example: Example, name: str) -> list[str]:

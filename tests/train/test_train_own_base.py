@@ -5,7 +5,7 @@ import random
 from finetune_scenarios import reviews, small_tokenizer
 
 from glm_dist.tasks.examples import Example
-from glm_dist.train.base import check_tokenizer
+from glm_dist.train.base import check_tokenizer, texts_of
 
 BASE = "runs/films"
 
@@ -43,3 +43,8 @@ def test_texts_of_many_different_characters_are_judged_too(caplog):
     texts = ["".join(rng.choices(characters, k=20)) for _ in range(1200)]
     check_tokenizer(BASE, small_tokenizer(), examples(texts))
     assert "init_from: the tokenizer of runs/films needs" in caplog.text
+
+
+def test_what_is_no_running_text_is_left_out_of_a_base():
+    fields = {"task": "mood", "text": "warm and kind", "label": "1", "tags": ["O", "B"]}
+    assert texts_of(Example(fields, "here")) == ["warm and kind"]
