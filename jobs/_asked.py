@@ -141,21 +141,20 @@ def _configured(
     settings: EvaluateSettings, path: str, model: "GLM", tokenizer: "Tokenizer"
 ) -> Asked:
     """A config's task, and its examples as fine-tuning would share them out."""
-    from glm_dist.tasks import TASKS, Binding, build_task
+    from glm_dist.tasks import Binding, build_task
     from glm_dist.tasks.examples import take
-    from glm_dist.train.finetune import read_splits
+    from glm_dist.train.finetune import open_task
     from glm_dist.train.finetune_settings import FinetuneSettings
 
     given = load_config(FinetuneSettings, path)
-    splits = read_splits(given)
-    complete = TASKS[given.task.kind].complete(given.task, splits["train"])
+    unbound, splits = open_task(given)
     binding = Binding(
         tokenizer,
         given.rows.sequence_length,
         given.objective,
         pools_first=model.settings.pools_first,
     )
-    task = build_task(complete, binding)
+    task = build_task(unbound.settings, binding)
     if not model.settings.head.scores_like(task.head):
         raise ConfigError(
             f"task_config: {path} asks for another head than the model has; tune one by "

@@ -26,14 +26,12 @@ def main(settings: Settings, arguments: argparse.Namespace) -> int:
     """Read, check, and score what stands beside the task."""
     from glm_dist.evaluate.baselines import arms_of
     from glm_dist.metrics.provenance import provenance
-    from glm_dist.tasks import TASKS, build_task
     from glm_dist.tasks.dataset import check_examples
-    from glm_dist.train.finetune import read_splits
+    from glm_dist.train.finetune import open_task
 
     origin = provenance()
-    splits = read_splits(settings)
-    task = build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"]))
-    arms_of(task, settings.baselines)  # an arm that is not there is said before examples are read
+    task, splits = open_task(settings)
+    arms_of(task, settings.baselines)  # an arm that is not there is said first
     check_examples(task, splits)
     for name, examples in splits.items():
         print(f"{name:<12} {len(examples):,} examples")

@@ -119,13 +119,10 @@ def score_lstm(settings: FinetuneSettings) -> None:
     """The recurrent classifier that introductions start from, on the same splits."""
     from glm_dist.evaluate.baselines import BaselineSettings
     from glm_dist.metrics.provenance import provenance
-    from glm_dist.tasks import TASKS, build_task
-    from glm_dist.train.finetune import read_splits
+    from glm_dist.train.finetune import open_task
 
-    splits = read_splits(settings)
-    task = build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"]))
     beside = BaselineSettings(arms=["lstm"])
-    score_baselines(task, splits, beside, settings.run_path, provenance())
+    score_baselines(*open_task(settings), beside, settings.run_path, provenance())
     print(f"next         {next_command(settings.run_path)}")
 
 

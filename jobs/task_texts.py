@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from _job import quiet
 
 from glm_dist.config import load_config, output_path
-from glm_dist.errors import GlmDistError
+from glm_dist.errors import ConfigError, GlmDistError
 
 if TYPE_CHECKING:
     from glm_dist.tasks import Task
@@ -48,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def write_parts(config: str, output: Path) -> None:
     """`train.jsonl` and `test.jsonl` of a task, an example a line."""
-    from glm_dist.tasks import TASKS, build_task
-    from glm_dist.train.finetune import read_splits
+    from glm_dist.train.finetune import open_task
     from glm_dist.train.finetune_settings import FinetuneSettings
 
     settings = load_config(FinetuneSettings, config)
-    splits = read_splits(settings)
-    task = build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"]))
+    if settings.task.kind == "mixture":
+        raise ConfigError(f"{config}: is a mixture; give the config of each of its tasks")
+    task, splits = open_task(settings)
     # Which examples are dev depends on a run's seed, where it is cut from train.
     is_cut = settings.task.dev is None
     parts = {

@@ -25,11 +25,11 @@ from glm_dist.evaluate.baselines import ARMS, BaselineSettings, Tell, arms_of, c
 from glm_dist.evaluate.task_report import SCORES, read_answers, write_answers
 from glm_dist.inference import load_model
 from glm_dist.metrics.sinks import SinkSettings
-from glm_dist.tasks import TASKS, Answer, build_task
+from glm_dist.tasks import Answer, build_task
 from glm_dist.tasks.baselines.lstm import LstmSettings
 from glm_dist.tasks.dataset import check_examples
 from glm_dist.tokenizer import Tokenizer
-from glm_dist.train.finetune import Prepared, prepare_finetuning, read_splits
+from glm_dist.train.finetune import Prepared, open_task, prepare_finetuning, read_splits
 from glm_dist.train.finetune_settings import FinetuneSettings
 
 OURS, SCRATCH, LSTM, LAST_TURN = "glm", "scratch", "lstm", "last_turn"
@@ -109,11 +109,10 @@ class Arms:
     ) -> None:
         self._settings, self._train, self._tell, self._origin = settings, train, tell, origin
         self._base = model_folder(output_path(settings.init_from))
-        splits, kind = read_splits(settings), settings.task.kind
+        (self.task, splits), kind = open_task(settings), settings.task.kind
         self.examples = splits["test"]
         if not self.examples:
             raise ConfigError("task.test: arms are compared on it; give one, or task.test_share")
-        self.task = build_task(TASKS[kind].complete(settings.task, splits["train"]))
         check_examples(self.task, splits)
         self._baselines = arms_of(self.task, settings.baselines) if kind in ARMS else {}
         self.names = [*self._baselines, SCRATCH, OURS]

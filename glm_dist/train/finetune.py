@@ -90,6 +90,16 @@ def prepare_finetuning(
     return Prepared(settled, task, dataset, splits, sum(steps) / len(steps))
 
 
+def open_task(settings: FinetuneSettings) -> tuple[Task[Any], dict[str, list[Example]]]:
+    """The task with what its training examples decide, not bound to a tokenizer; its examples.
+
+    Raises:
+        DataError: when there is nothing to learn from.
+    """
+    splits = read_splits(settings)
+    return build_task(TASKS[settings.task.kind].complete(settings.task, splits["train"])), splits
+
+
 def read_splits(settings: FinetuneSettings) -> dict[str, list[Example]]:
     """Examples under train, validation and test; what is not given is cut from train.
 

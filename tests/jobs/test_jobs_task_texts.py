@@ -56,3 +56,11 @@ def test_a_config_that_does_not_exist_is_named(home):
     assert done.returncode == 2
     assert "none.yaml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_mixture_is_refused_whose_tasks_have_parts_of_their_own(home):
+    task = {"kind": "mixture", "tasks": {"a": {"kind": "translation", "train": "a.tsv"}}}
+    (home / "mixed.json").write_text(json.dumps({"name": "mixed", "task": task}))
+    done = run_job(home, "task_texts.py", str(home / "mixed.json"))
+    assert done.returncode == 2
+    assert "is a mixture; give the config of each of its tasks" in done.stderr
