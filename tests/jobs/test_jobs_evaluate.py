@@ -32,6 +32,11 @@ def home(tmp_path_factory):
     }
     config = {"name": "shots", "rows": {"sequence_length": 96}, "task": task}
     (folder / "shots.yaml").write_text(json.dumps(config))
+    (folder / "pairs.tsv").write_text("one\tman\ndog\this\ntown\tfilm\nstory\treally\n" * 4)
+    pairs = {"kind": "translation", "train": str(folder / "pairs.tsv"), "test_share": 0.25}
+    pairs |= {"columns": {"source": 0, "target": 1}, "decoding": {"max_tokens": 4}}
+    mixture = {"kind": "mixture", "tasks": {"mood": task, "pairs": pairs}}
+    (folder / "mixture.yaml").write_text(json.dumps({**config, "task": mixture}))
     (folder / "head.yaml").write_text(json.dumps({"task": {**task, "method": "head"}}))
     return folder
 
@@ -65,9 +70,26 @@ def test_a_base_is_asked_behind_examples_of_several_draws(home):
     assert "over seeds   accuracy" in done.stdout
 
 
+def test_tasks_of_a_mixture_are_scored_together_and_one_by_one(home):
+    config, output = f"task_config={home / 'mixture.yaml'}", home / "base" / "evaluation"
+    done = run(home, config)
+    assert done.returncode == 0, done.stderr[-2000:]
+    kept = json.loads((output / "scores.json").read_text())
+    assert {one["name"].split()[0] for one in kept["scores"]} == {"mood", "pairs"}
+    assert kept["examples"] == 34, "a quarter of the pairs, all four of one sentence"
+    whole = {one["name"]: one["value"] for one in kept["scores"]}
+    done = run(home, config, "part=mood", f"data={home / 'data' / 'test.csv'}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    [accuracy, _] = json.loads((output / "scores.json").read_text())["scores"]
+    assert accuracy["value"] == whole["mood accuracy"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["task_config={home}/mixture.yaml", "part=moods"], "part: got 'moods'; the model was"),
+        (["task_config={home}/mixture.yaml", "data=x.csv"], "name one of mood, pairs"),
+        (["task_config={home}/shots.yaml", "part=mood"], "the task is no mixture; leave it out"),
         (["task_config={home}/head.yaml"], "asks for another head than the model has"),
         (["task_config={home}/shots.yaml", "max_tokens=9999"], "positions end at 512"),
         (["in_context=2"], "carries no task; give a model that jobs/finetune.py has tuned, or"),
