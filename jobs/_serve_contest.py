@@ -52,7 +52,7 @@ class ServeContestSettings(Settings):
         "long": LoadSettings(answer_tokens=(16, 512)),
     }
     """By name; the first one is also answered by variants of our engine."""
-    slots: dict[str, list[int]] = {"short": [1, 8, 16, 32], "long": [8, 32]}
+    slots: dict[str, list[int]] = {"short": [1, 8, 16, 32], "long": [1, 8, 16, 32]}
     """Answers at a time, by load; where there is one, requests are answered one by one."""
     dtypes: list[Literal["float32", "bfloat16", "int8"]] = ["float32", "bfloat16"]
     """Precisions; the peers take part in float32 and bfloat16."""

@@ -64,6 +64,8 @@ class Asked:
     times: list[float] = field(default_factory=list)
 
 
+FIGURES = {"online", "http_ttft_ms_added", "http_throughput_share"}
+"""Names of what `online` finds."""
 Ask: TypeAlias = Callable[[Asked], Awaitable[None]]
 """Asks and notes the times."""
 

@@ -15,8 +15,6 @@ def main() -> None:
     """Answer twice, short answers first, and say how long the second time took."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-    # GiB for keys and values; by default it is most of the machine's memory.
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "2")
     from vllm import LLM, SamplingParams
 
     asked = json.load(sys.stdin)
@@ -28,6 +26,8 @@ def main() -> None:
         enable_prefix_caching=False,
         skip_tokenizer_init=True,
         disable_log_stats=True,
+        # By default it wants most of the machine's memory to be free.
+        kv_cache_memory_bytes=2 << 30,
     )
     prompts: Any = [{"prompt_token_ids": prompt} for prompt in asked["prompts"]]
 

@@ -11,7 +11,7 @@ by turns. --also measures a second model in the same run.
 parts: seconds and peak bytes of the loss and of attention against their plain versions.
 serve: tokens a CPU-second (on CUDA a second) of the engine against transformers' generate, one by
 one and in static batches, and its continuous batching, with the same weights and requests, by
-turns; then what HTTP and Ray add to the engine alone. --only-online measures that alone anew.
+turns; then what HTTP and Ray add to the engine alone. --only measures one of the two anew.
 """
 
 import argparse
@@ -40,6 +40,7 @@ from _serve_contest import (
     prepare,
 )
 from _serve_contest import measure as measure_entry
+from _serve_online import FIGURES as ONLINE
 from _serve_online import online
 from _serve_online_page import describe_online, draw_online
 from _serve_page import collect as collect_serving
@@ -188,35 +189,38 @@ def serve(settings: ServeContestSettings, arguments: argparse.Namespace) -> None
     from glm_dist.metrics.provenance import provenance
 
     settings = QUICK if arguments.quick else settings
-    load, kept = os.getloadavg()[0], offline_figures(arguments)
+    load, figures = os.getloadavg()[0], kept_figures(arguments)
     folder = prepare(settings)
     print(f"model        {settings.model.num_parameters / 1e6:,.1f} million parameters: {folder}")
-    figures = kept or {
-        **contest(settings, folder, arguments.turns),
-        "load_average_before": load,
-        "origin": provenance(),
-    }
-    print("through HTTP on every way, and the engine alone …", flush=True)
-    show_serving({**figures, **online(folder / "causal", settings.online)}, arguments)
+    if arguments.only != "online":
+        found = contest(settings, folder, arguments.turns)
+        figures |= {**found, "load_average_before": load, "origin": provenance()}
+    if arguments.only != "offline":
+        print("through HTTP on every way, and the engine alone …", flush=True)
+        figures |= online(folder / "causal", settings.online)
+    show_serving(figures, arguments)
 
 
-def offline_figures(arguments: argparse.Namespace) -> dict[str, Any] | None:
-    """Those that lie in the folder of docs, where the online part alone is measured.
+def kept_figures(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Those of the part that is not measured, from the folder of docs.
 
     Raises:
         ConfigError: when there are none, or the new ones would be of another model.
     """
-    if not arguments.only_online:
-        return None
+    if arguments.only is None:
+        return {}
+    flag = f"--only {arguments.only}"
     if arguments.docs is None or arguments.quick:
         raise ConfigError(
-            "--only-online: its figures go beside those of a whole benchmark; say where these lie "
+            f"{flag}: its figures go beside those of a whole benchmark; say where these lie "
             "by --docs, and leave --quick out"
         )
     path = Path(arguments.docs) / "serve.json"
     if not path.exists():
-        raise ConfigError(f"--only-online: {path} is not there; leave it out once to measure all")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
+        raise ConfigError(f"{flag}: {path} is not there; leave it out once to measure all")
+    figures = dict(json.loads(path.read_text(encoding="utf-8")))
+    keeps_online = arguments.only == "offline"
+    return {name: each for name, each in figures.items() if (name in ONLINE) == keeps_online}
 
 
 def contest(settings: ServeContestSettings, folder: Path, num_turns: int) -> dict[str, Any]:
@@ -292,9 +296,9 @@ def add_serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(config=str(ROOT / "jobs/configs/benchmark_serve.yaml"))
     parser.add_argument("--quick", action="store_true", help="a small model, in seconds")
     parser.add_argument(
-        "--only-online",
-        action="store_true",
-        help="measure what HTTP adds, and leave the other figures in the folder of --docs",
+        "--only",
+        choices=("offline", "online"),
+        help="measure the engines or what HTTP adds, and leave the other figures of --docs",
     )
     parser.add_argument("--turns", type=int, default=3, help="measurements of each by turns")
 

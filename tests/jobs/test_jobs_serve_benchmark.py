@@ -1,6 +1,7 @@
 """The serving benchmark: all answer the same requests, and the figures say who was how fast."""
 
 import json
+from argparse import Namespace
 
 import benchmark
 import pytest
@@ -48,6 +49,7 @@ def test_ratios_are_against_the_fastest_peer_and_the_worst_of_them_is_shown():
     assert not collect(QUICK, turns, {})["equal_tokens_fp32"]
 
 
+@pytest.mark.parametrize("part", ["offline", "online"])
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -56,11 +58,23 @@ def test_ratios_are_against_the_fastest_peer_and_the_worst_of_them_is_shown():
         (["--docs", "{docs}"], "serve.json is not there"),
     ],
 )
-def test_the_online_part_alone_needs_figures_to_go_beside(flags, message, tmp_path, capsys):
+def test_one_part_alone_needs_figures_to_go_beside(part, flags, message, tmp_path, capsys):
     flags = [flag.format(docs=tmp_path) for flag in flags]
-    assert benchmark.run("serve", ["--only-online", *flags]) == 2
+    assert benchmark.run("serve", ["--only", part, *flags]) == 2
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_one_part_alone_keeps_the_figures_of_the_other(tmp_path):
+    figures = {"http_ttft_ms_added": 8.0, "online": {}, "cells": [], "vs_vllm_cpu_reason": "old"}
+    (tmp_path / "serve.json").write_text(json.dumps(figures))
+
+    def kept(part):
+        arguments = Namespace(only=part, docs=str(tmp_path), quick=False)
+        return benchmark.kept_figures(arguments).keys()
+
+    assert kept("offline") == {"http_ttft_ms_added", "online"}
+    assert kept("online") == {"cells", "vs_vllm_cpu_reason"}
 
 
 @pytest.mark.slow
