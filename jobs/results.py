@@ -28,7 +28,7 @@ KEYS = {"en_blanks": "infill", "zh_crosswoz_choice": "zh_crosswoz"}
 
 def main(settings: ArmSettings, arguments: argparse.Namespace) -> int:
     """Run every arm, put the figures into the table; RESUME_ME when asked to stop early."""
-    from glm_dist.evaluate.results import entry_of, publish_entry
+    from glm_dist.evaluate.results import entries_of, publish_entry
     from glm_dist.metrics.provenance import provenance
     from glm_dist.train.arms import Arms
 
@@ -45,17 +45,19 @@ def main(settings: ArmSettings, arguments: argparse.Namespace) -> int:
     found = {name: arm for name in arms.names if (arm := arms.kept(name))}
     not_run = [name for name in arms.names if name not in found]
     answers = {name: arm.answers for name, arm in found.items()}
-    entry = entry_of(arms.task, arms.examples, answers, not_run)
-    for name, arm in found.items():
-        entry["arms"][name]["chosen"] = arm.chosen
+    name = KEYS.get(settings.name, settings.name)
+    entries = entries_of(name, arms.task, arms.examples, answers, not_run)
     grid = settings.grid.model_dump()
     grid |= {"most_epochs": settings.epochs, "lstm_epochs": settings.baselines.lstm.num_epochs}
-    entry |= {"base": arms.base_hash, "grid": grid, "told": told(settings, arms.base_hash)}
-    print_entry(entry)
+    docs = Path(arguments.docs) if arguments.docs else output_path("results")
+    for key, entry in entries.items():
+        for arm, kept in found.items():
+            entry["arms"][arm]["chosen"] = kept.chosen
+        entry |= {"base": arms.base_hash, "grid": grid, "told": told(settings, arms.base_hash)}
+        print_entry(entry)
+        page = publish_entry(docs, key, entry, origin)
     if not_run:
         print(f"not run      {', '.join(not_run)}: the same command without --arm runs all")
-    docs = Path(arguments.docs) if arguments.docs else output_path("results")
-    page = publish_entry(docs, KEYS.get(settings.name, settings.name), entry, origin)
     print(f"table        {page}, after {(time.monotonic() - begun) / 60:.0f} minutes")
     return 0
 

@@ -14,10 +14,11 @@ import numpy as np
 
 from glm_dist.evaluate.pictures import draw_arms
 from glm_dist.evaluate.score import Score, gain, interval
-from glm_dist.evaluate.task_report import score_answers
+from glm_dist.evaluate.task_report import apart, score_answers
 from glm_dist.metrics.publish import publish
 from glm_dist.tasks import Answer, Task
 from glm_dist.tasks.examples import Example
+from glm_dist.tasks.mixture import Mixture, examples_of
 
 PAGE, PICTURE = "tasks", "arms.svg"
 BITS = "bits per byte"
@@ -70,6 +71,27 @@ def entry_of(
         for name, by_seed in answers.items()
     }
     return entry_of_scores(scored, len(examples), not_run)
+
+
+def entries_of(
+    name: str,
+    task: Task[Any],
+    examples: Sequence[Example],
+    answers: Mapping[str, Sequence[Sequence[Answer]]],
+    not_run: Sequence[str] = (),
+) -> dict[str, Entry]:
+    """What `entry_of` gives under the task's name; of a mixture for each of its tasks."""
+    if not isinstance(task, Mixture):
+        return {name: entry_of(task, examples, answers, not_run)}
+    by_part: dict[str, dict[str, list[list[Answer]]]] = {part: {} for part in task.parts}
+    for arm, by_seed in answers.items():
+        for one in by_seed:
+            for part, (_, _, theirs) in apart(task, examples, one).items():
+                by_part[part].setdefault(arm, []).append(theirs)
+    return {
+        f"{name}_{part}": entry_of(task.parts[part], examples_of(part, examples), theirs, not_run)
+        for part, theirs in by_part.items()
+    }
 
 
 def entry_of_scores(

@@ -66,7 +66,7 @@ def score_answers(
     if isinstance(task, Mixture):
         return [
             replace(score, name=f"{name} {score.name}")
-            for name, (part, theirs, ours) in _apart(task, examples, answers).items()
+            for name, (part, theirs, ours) in apart(task, examples, answers).items()
             for score in score_answers(part, theirs, ours)
         ]
     golds = [task.compared(one, task.gold(one)) for one in examples]
@@ -120,7 +120,7 @@ def write_answers(
     if isinstance(task, Mixture):
         scores = [
             replace(score, name=f"{name} {score.name}")
-            for name, (part, theirs, ours) in _apart(task, examples, answers).items()
+            for name, (part, theirs, ours) in apart(task, examples, answers).items()
             for score in write_answers(folder / name, part, theirs, ours, origin)
         ]
         kept: dict[str, Any] = _kept(scores, len(examples), origin)
@@ -145,7 +145,7 @@ def write_answers(
     return scores
 
 
-def _apart(
+def apart(
     task: Mixture, examples: Sequence[Example], answers: Sequence[Answer]
 ) -> dict[str, tuple[Task[Any], list[Example], list[Answer]]]:
     """By name each task of a mixture that has examples, with these and their answers."""

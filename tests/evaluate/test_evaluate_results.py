@@ -4,12 +4,13 @@ import json
 
 import pytest
 
-from glm_dist.evaluate.results import entry_of, publish_entry
+from glm_dist.evaluate.results import entries_of, entry_of, publish_entry
 from glm_dist.evaluate.score import gain
 from glm_dist.evaluate.scores import accuracy
 from glm_dist.evaluate.task_report import read_answers, write_answers
 from glm_dist.tasks import TASKS, Answer, build_task
 from glm_dist.tasks.examples import Example
+from glm_dist.tasks.mixture import MixtureSettings, named
 
 GOLDS = ["good", "bad"] * 20
 ORIGIN = {
@@ -60,6 +61,22 @@ def test_an_entry_has_the_mean_over_seeds_and_each_arm_under_its_name(entry):
     assert entry["majority"] == pytest.approx(50)
     assert entry["arms"]["glm"]["seeds"] == pytest.approx([95, 97.5])
     assert set(entry["arms"]["glm"]["scores"]) == {"accuracy", "macro F1"}
+
+
+def test_a_mixture_has_an_entry_for_each_of_its_tasks(task, examples, entry):
+    asked = MixtureSettings(tasks={"mood": {"kind": "classification"}, "tone": task.settings})
+    theirs = [named(name, one) for name in ("mood", "tone") for one in examples]
+    mixture = build_task(TASKS["mixture"].complete(asked, theirs))
+    answers = {
+        "scratch": [wrong_at(0) + wrong_at(*range(8)), wrong_at() + wrong_at(*range(4))],
+        "glm": [wrong_at() + wrong_at(0, 1), wrong_at() + wrong_at(39)],
+    }
+    found = entries_of("both", mixture, theirs, answers, ["lead"])
+    assert found.keys() == {"both_mood", "both_tone"}
+    assert found["both_mood"]["score"] == pytest.approx(100)
+    assert found["both_tone"]["arms"]["glm"] == entry["arms"]["glm"]
+    assert found["both_tone"]["gains"]["scratch"] == entry["gains"]["scratch"]
+    assert found["both_mood"]["not_run"] == found["both_tone"]["not_run"] == ["lead"]
 
 
 def test_an_arm_that_was_not_run_is_said_to_be_so_and_has_no_figure(
