@@ -153,7 +153,7 @@ def _ratio_table(figures: dict[str, Any]) -> str:
         "best of transformers": figures["vs_transformers_best"],
         "vLLM": figures["vs_vllm_cpu"] or {},
     }
-    slots = sorted({count for found in rows.values() for count in found})
+    slots = sorted({count for found in rows.values() for count in found}, key=int)
     head = " | ".join(map(str, slots))
     lines = [
         f"| {name} | " + " | ".join(f"{found[n]:.2f}" if n in found else "–" for n in slots) + " |"
@@ -205,7 +205,8 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
                 axes.plot(*zip(*points, strict=True), "o-", label=kind)
         axes.set(title=f"{load} answers, {dtype}", xlabel="answers at a time", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+    lines = axes.get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), frameon=False)
     figure.supylabel(f"tokens a {figures['unit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")
