@@ -51,8 +51,8 @@ def main(settings: ArmSettings, arguments: argparse.Namespace) -> int:
     grid |= {"most_epochs": settings.epochs, "lstm_epochs": settings.baselines.lstm.num_epochs}
     docs = Path(arguments.docs) if arguments.docs else output_path("results")
     for key, entry in entries.items():
-        for arm, kept in found.items():
-            entry["arms"][arm]["chosen"] = kept.chosen
+        for of, one in found.items():
+            entry["arms"][of]["chosen"] = one.chosen
         entry |= {"base": arms.base_hash, "grid": grid, "told": told(settings, arms.base_hash)}
         print_entry(entry)
         page = publish_entry(docs, key, entry, origin)
