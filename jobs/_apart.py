@@ -12,6 +12,8 @@ from types import MappingProxyType
 from typing import Any
 from unittest import mock
 
+from _driver import end_with_parent
+
 from glm_dist.config import output_path
 
 
@@ -31,6 +33,7 @@ def _start(function: Callable[..., Any], arguments: tuple[Any, ...], num_threads
     """In the process that measures; others' chatter goes to a log."""
     import torch
 
+    end_with_parent()
     torch.set_num_threads(num_threads)
     log = output_path("benchmarks/contestants.log")
     log.parent.mkdir(parents=True, exist_ok=True)

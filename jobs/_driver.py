@@ -44,10 +44,15 @@ def as_driver(
             return main(settings, arguments)
         if os.environ.get(DRIVER_MARK) != str(os.getppid()):
             return watch_driver(lambda: progress(settings), further)
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
+        end_with_parent()
         return main(settings, arguments)
 
     return run
+
+
+def end_with_parent() -> None:
+    """Have the system send SIGTERM to this process when the one that started it is gone."""
+    ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGTERM)
 
 
 def watch_driver(progress: Callable[[], object], further: str) -> int:

@@ -31,6 +31,8 @@ SERVED = {
 }
 """Ways through Ray Serve, with their settings; the first is the shortest."""
 PATHS = (ALONE, *SERVED)
+ONLINE_FIGURES = {"online", "http_ttft_ms_added", "http_throughput_share"}
+"""Names of what `online` finds."""
 PERCENTILES = (50, 90, 99)
 LONGEST_LINE = 1 << 20
 
@@ -64,8 +66,6 @@ class Asked:
     times: list[float] = field(default_factory=list)
 
 
-FIGURES = {"online", "http_ttft_ms_added", "http_throughput_share"}
-"""Names of what `online` finds."""
 Ask: TypeAlias = Callable[[Asked], Awaitable[None]]
 """Asks and notes the times."""
 

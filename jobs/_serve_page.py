@@ -122,7 +122,7 @@ def _variants(cells: Iterable[Cell], kind: str) -> list[tuple[str, float]]:
 
 def describe(figures: dict[str, Any]) -> str:
     """The page."""
-    loads = figures["loads"]
+    loads, num_turns = figures["loads"], len(figures["cells"][0]["turns"])
     chapters = "\n".join(_chapter(figures, name, load) for name, load in loads.items())
     equal = "equal" if figures["equal_tokens_fp32"] else "NOT EQUAL"
     costs = ", ".join(f"{d} {c:.1%}" for d, c in figures["fixed_shapes_cost"].items())
@@ -138,8 +138,9 @@ def describe(figures: dict[str, Any]) -> str:
         "on the left, where answers of equal length were put together, which no server could know; "
         "*continuous batching* is transformers' own, *vLLM* vLLM's engine in an "
         "environment of its own. Each measured in a fresh process by turns; "
-        f"tokens that were asked for, a {figures['unit']} of the process; median. Only ratios mean "
-        f"anything elsewhere.\n\nGreedy tokens in float32 are {equal} for all requests, in any "
+        f"tokens that were asked for, a {figures['unit']} of the process; median of {num_turns} "
+        f"turn(s). Only ratios mean anything elsewhere.\n\nGreedy tokens in float32 are {equal} "
+        "for all requests, in any "
         "number of slots. What it costs that shapes are fixed, so that an answer does not depend "
         f"on its neighbours: {costs}. A prefix model of the same shape, as a share of the causal "
         f"one's speed: {prefix}.\n{errors}\n{_ratio_table(figures)}\n{chapters}\n"
@@ -192,21 +193,26 @@ def draw(path: Path, figures: dict[str, Any]) -> None:
     cells = figures["cells"]
     panels = list(dict.fromkeys((cell["load"], cell["dtype"]) for cell in cells))
     figure = Figure(figsize=(4.2 * len(panels), 3.4), layout="constrained")
+    lines: dict[str, Any] = {}
     for axes, (load, dtype) in zip(
         figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True
     ):
-        for kind in (OURS, *PEERS, VLLM):
+        for number, kind in enumerate((OURS, *PEERS, VLLM)):
             points = sorted(
                 (cell["slots"], cell["speed"])
                 for cell in cells
                 if (cell["load"], cell["dtype"], cell["kind"]) == (load, dtype, kind)
             )
             if points:
-                axes.plot(*zip(*points, strict=True), "o-", label=kind)
+                (line,) = axes.plot(
+                    *zip(*points, strict=True), "o-", color=f"C{number}", label=kind
+                )
+                lines[kind] = line
         axes.set(title=f"{load} answers, {dtype}", xlabel="answers at a time", ylim=(0, None))
         axes.spines[["top", "right"]].set_visible(False)
-    lines = axes.get_legend_handles_labels()
-    figure.legend(*lines, loc="outside lower center", ncols=len(lines[0]), frameon=False)
+    figure.legend(
+        lines.values(), lines, loc="outside lower center", ncols=len(lines), frameon=False
+    )
     figure.supylabel(f"tokens a {figures['unit']}")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130, bbox_inches="tight")

@@ -40,8 +40,7 @@ from _serve_contest import (
     prepare,
 )
 from _serve_contest import measure as measure_entry
-from _serve_online import FIGURES as ONLINE
-from _serve_online import online
+from _serve_online import ONLINE_FIGURES, online
 from _serve_online_page import describe_online, draw_online
 from _serve_page import collect as collect_serving
 from _serve_page import describe as describe_serving
@@ -220,7 +219,9 @@ def kept_figures(arguments: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"{flag}: {path} is not there; leave it out once to measure all")
     figures = dict(json.loads(path.read_text(encoding="utf-8")))
     keeps_online = arguments.only == "offline"
-    return {name: each for name, each in figures.items() if (name in ONLINE) == keeps_online}
+    return {
+        name: each for name, each in figures.items() if (name in ONLINE_FIGURES) == keeps_online
+    }
 
 
 def contest(settings: ServeContestSettings, folder: Path, num_turns: int) -> dict[str, Any]:

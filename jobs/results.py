@@ -42,17 +42,17 @@ def main(settings: ArmSettings, arguments: argparse.Namespace) -> int:
     except StoppedError:
         print("next         the same command again goes on with the arm that it was at")
         return RESUME_ME
-    found = {name: arm for name in arms.names if (arm := arms.kept(name))}
+    found = {name: kept for name in arms.names if (kept := arms.kept(name))}
     not_run = [name for name in arms.names if name not in found]
     answers = {name: arm.answers for name, arm in found.items()}
-    name = KEYS.get(settings.name, settings.name)
-    entries = entries_of(name, arms.task, arms.examples, answers, not_run)
+    called = KEYS.get(settings.name, settings.name)
+    entries = entries_of(called, arms.task, arms.examples, answers, not_run)
     grid = settings.grid.model_dump()
     grid |= {"most_epochs": settings.epochs, "lstm_epochs": settings.baselines.lstm.num_epochs}
     docs = Path(arguments.docs) if arguments.docs else output_path("results")
     for key, entry in entries.items():
-        for of, one in found.items():
-            entry["arms"][of]["chosen"] = one.chosen
+        for name, arm in found.items():
+            entry["arms"][name]["chosen"] = arm.chosen
         entry |= {"base": arms.base_hash, "grid": grid, "told": told(settings, arms.base_hash)}
         print_entry(entry)
         page = publish_entry(docs, key, entry, origin)

@@ -80,14 +80,14 @@ def entries_of(
     answers: Mapping[str, Sequence[Sequence[Answer]]],
     not_run: Sequence[str] = (),
 ) -> dict[str, Entry]:
-    """What `entry_of` gives under the task's name; of a mixture for each of its tasks."""
+    """What `entry_of` gives under the task's name; of a mixture for each task with examples."""
     if not isinstance(task, Mixture):
         return {name: entry_of(task, examples, answers, not_run)}
-    by_part: dict[str, dict[str, list[list[Answer]]]] = {part: {} for part in task.parts}
+    by_part: dict[str, dict[str, list[list[Answer]]]] = {}
     for arm, by_seed in answers.items():
         for one in by_seed:
             for part, (_, _, theirs) in apart(task, examples, one).items():
-                by_part[part].setdefault(arm, []).append(theirs)
+                by_part.setdefault(part, {}).setdefault(arm, []).append(theirs)
     return {
         f"{name}_{part}": entry_of(task.parts[part], examples_of(part, examples), theirs, not_run)
         for part, theirs in by_part.items()
